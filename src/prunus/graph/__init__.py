@@ -1,0 +1,1 @@
+"""Which units of a model live or die together."""

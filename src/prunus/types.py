@@ -1,0 +1,304 @@
+"""The data that stages hand to each other: frozen, comparable, printable, no behaviour beyond checks.
+
+Axis expressions say what a tensor dimension is made of. `Units("g", 16)` is a dimension whose positions are the
+units of group "g"; `Product((a, b))` is the row-major product that a `view` makes or splits (outermost first);
+`Concat((a, b))` is what `cat` makes and `split` takes apart; `Fixed(n)` never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from .errors import InputError
+
+# ---------------------------------------------------------------------------------------------- axis expressions
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A dimension (or part of one) that never changes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The units of one group, in order."""
+
+    group: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Row-major product of its parts, outermost first."""
+
+    parts: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        total = 1
+        for part in self.parts:
+            total *= part.size
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Its parts one after the other."""
+
+    parts: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+
+Axis = Fixed | Units | Product | Concat
+
+Role = Literal["out", "in", "scale", "shift", "statistic", "other"]
+"""What a tensor's dimension does in the operator that reads it: rows that make outputs, columns that read inputs,
+a norm's scale or shift (a bias is a shift), a running statistic, anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One dimension of one named parameter or buffer in which a group's units stand."""
+
+    tensor: str
+    dim: int
+    axis: Axis
+    role: Role = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units (channels, heads, neurons ...) that live or die together in all `places` at once.
+
+    `neutral` is False when some operator normalises or averages over the units (softmax, layer norm, mean), so that
+    removing a unit is not the same as zeroing it; `why_not_neutral` names that operator.
+    """
+
+    name: str
+    size: int
+    places: tuple[Place, ...]
+    neutral: bool = True
+    why_not_neutral: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Coupled:
+    """Groups that must keep proportional numbers of units; each may choose its units freely.
+
+    `steps[name] = s` means that the group loses (or keeps) units s at a time, all members by the same number of steps.
+    """
+
+    steps: Mapping[str, int]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What was left alone and why: the operator, its module and source line, and what the user could do."""
+
+    what: str
+    reason: str
+    operator: str = ""
+    module: str = ""
+    source: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A named parameter or buffer of the traced model. `aliases` are other names of the same tensor (tied weights)."""
+
+    axes: tuple[Axis, ...]
+    itemsize: int
+    is_parameter: bool
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One recorded ATen call. `outputs` holds the axes of each output tensor.
+
+    `multiply_adds` are (coefficient, axes) terms: the operator's multiply-accumulates for the traced example inputs
+    are the sum of coefficient times the product of the sizes of the axes.
+    `weight` is the name of the parameter that it multiplies with, if any.
+    """
+
+    name: str
+    module: str
+    source: str
+    outputs: tuple[tuple[Axis, ...], ...]
+    multiply_adds: tuple[tuple[int, tuple[Axis, ...]], ...] = ()
+    weight: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A Python int of a module that must follow the size of an axis: `module`.`name` (`name` may be dotted, or end in
+    `[i]` for an element of a tuple) becomes the size of `axis`."""
+
+    module: str
+    name: str
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What the model was traced with: enough to make such inputs again.
+
+    `tensors` maps a path ("0", "1.mask") to (shape, dtype name, low, high); the values of integer tensors lay in
+    [low, high]. `layout` is "tensor", "tuple" or "dict".
+    """
+
+    layout: Literal["tensor", "tuple", "dict"]
+    tensors: Mapping[str, tuple[tuple[int, ...], str, float, float]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is connected in a model: groups of units, the tensors they stand in, and the operators that were run.
+
+    Counting lives in `prunus.graph.counting`: `macs(graph, counts)`, `parameters(graph, counts)`, `size(axis, counts)`,
+    `positions(axis, keep)`, where `counts[group name]` is a number of units and `keep[group name]` their indices;
+    groups that are not mentioned are whole.
+    """
+
+    groups: tuple[Group, ...]
+    unprunable: tuple[Refusal, ...]
+    coupled: tuple[Coupled, ...]
+    tensors: Mapping[str, TensorInfo]
+    operators: tuple[Operator, ...]
+    attributes: tuple[Attribute, ...]
+    inputs: InputSpec
+    batch: int
+    uncounted: tuple[str, ...] = ()
+    example: Any = field(default=None, compare=False, repr=False)
+
+    def group(self, name: str) -> Group:
+        """The group of that name."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise InputError(f"no group named {name!r}; the graph has {', '.join(g.name for g in self.groups[:8])} ...")
+
+
+# ------------------------------------------------------------------------------------------------- scores and plans
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One importance per unit of each group; higher means keep. `values[group name]` is a float tensor (units,)."""
+
+    criterion: str
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The units of a group that stay: 0-based, ascending, never empty."""
+
+    group: str
+    size: int
+    keep: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.keep or any(b <= a for a, b in zip(self.keep, self.keep[1:])):
+            raise InputError(f"Cut({self.group!r}): keep must be ascending and not empty, got {self.keep[:8]}")
+        if self.keep[0] < 0 or self.keep[-1] >= self.size:
+            raise InputError(f"Cut({self.group!r}): keep must lie in [0, {self.size}), got {self.keep[0]}..{self.keep[-1]}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCut:
+    """Positions of one dimension of a named tensor that stay, ascending."""
+
+    tensor: str
+    dim: int
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """A module's attribute and the int that it becomes."""
+
+    module: str
+    name: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorShape:
+    """The predicted output shapes of one operator after the cut, in the order of the trace."""
+
+    name: str
+    module: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a model costs. `macs` are multiply-accumulates of one sample, `parameters` unique entries, `bytes` those of
+    parameters and buffers in memory."""
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a cut does, as data: `cuts` say which units of which group stay, the rest follows from them.
+
+    `neutral` is False when some cut group is not neutral (see `Group`): then shapes are verified, equality with the
+    masked model is not claimed. `example` is not stored: the real example inputs, for the numerical check.
+    """
+
+    cuts: tuple[Cut, ...]
+    tensors: tuple[TensorCut, ...]
+    attributes: tuple[AttributeChange, ...]
+    shapes: tuple[OperatorShape, ...]
+    inputs: InputSpec
+    before: Size
+    after: Size
+    neutral: bool = True
+    criterion: str = ""
+    example: Any = field(default=None, compare=False, repr=False)
+
+
+# ------------------------------------------------------------------------------------------------------ measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far a measured value varied: `low` and `high` with what they are ("95% Wilson interval", "quartiles", "seeds")."""
+
+    low: float
+    high: float
+    kind: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A value with its unit, how it was obtained, and its spread. `details` holds per-class values, curves and the like
+    (plain JSON data). `value` is None when it could not be measured; `how` then says why."""
+
+    name: str
+    value: float | None
+    unit: str
+    how: str
+    spread: Spread | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+Measurements = Mapping[str, Measurement]
