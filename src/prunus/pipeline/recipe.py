@@ -1,0 +1,202 @@
+"""What a run is told: the fields of a recipe, their types and their defaults.
+
+Reading a file, overriding fields and turning Pydantic's errors into sentences is in `loading.py`; names (models, data
+sets, criteria) become objects in `names.py`. This file imports no torch, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = float
+
+
+class Part(BaseModel):
+    """Base of every part: unknown fields are errors, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelPart(Part):
+    """Which network, and where its weights come from."""
+
+    name: str
+    """`zoo:NAME`, `package.module:factory`, `timm:NAME`, `torchvision:NAME`, `hf:PATH_OR_ID`, or a saved directory."""
+    weights: str | None = None
+    """A .safetensors file, relative to the recipe or to the data folder (PRUNUS_DATA)."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the factory."""
+
+
+class DataPart(Part):
+    """Which data, how much of it validates, and how pixels are normalised."""
+
+    spec: str
+    """`digits`, `mnist`, `cifar10`, `npz:PATH`, `folder:PATH` or `package.module:factory`."""
+    root: str | None = None
+    validation: float = Field(0.1, gt=0, lt=1)
+    """Share of the training samples that selects; never trained on."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many samples per split."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, in pixel units of [0, 1]; replaces the data set's own."""
+    std: tuple[float, ...] | None = None
+    batch: int = Field(256, ge=1)
+    """Batch size of evaluation and of calibration."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> DataPart:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or none")
+        if self.std is not None and any(value <= 0 for value in self.std):
+            raise ValueError(f"std must be above 0 in every channel, got {self.std}")
+        return self
+
+
+class Floors(Part):
+    """What a run must not fall below; the step that measures it fails otherwise."""
+
+    validation_accuracy: Fraction | None = Field(None, ge=0, le=1)
+    """Of the dense model on validation data (step 1)."""
+    retention: Fraction | None = Field(None, ge=0)
+    """Accuracy on test data after recovery over that of the dense model (step 7)."""
+
+
+class Objective(Part):
+    """The budget, the floors, and which points around the result to draw."""
+
+    target: dict[Literal["macs", "params", "bytes", "latency", "max_drop"], float | str] | None = None
+    """Fractions of the dense model (0.4) or amounts ("60M", "1.5MB", "8ms"); `max_drop` is a fraction of accuracy.
+    Several together: all must hold."""
+    floors: Floors = Floors()
+    curve: tuple[Fraction, ...] = ()
+    """Further MAC budgets, as fractions of dense, for the curve of accuracy against MACs (validation data)."""
+    curve_epochs: int = Field(0, ge=0)
+    """Epochs of recovery at each point of the curve; 0 recalibrates batch norm only."""
+    baselines: tuple[str, ...] = ()
+    """Criteria drawn beside the recipe's own at the budgets of the curve, e.g. [random]."""
+
+    @field_validator("curve")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        wrong = [v for v in value if not 0 < v <= 1]
+        if wrong:
+            raise ValueError(f"budgets of the curve are fractions of the dense MACs in (0, 1], got {wrong}")
+        return value
+
+
+class PrunePart(Part):
+    """How units are chosen and removed."""
+
+    criterion: str = "l2_norm"
+    """A name from `prunus.CRITERIA`, or `package.module:function`."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Hyper-parameters of the criterion."""
+    scope: Literal["group", "global"] = "global"
+    normalise: str | None = None
+    ratio: float | None = Field(None, ge=0, lt=1)
+    """Share of units removed from every group; instead of objective.target."""
+    rounds: int = Field(1, ge=1)
+    """1 prunes at once; k prunes in k steps towards the target, scoring afresh each time."""
+    round_epochs: int = Field(0, ge=0)
+    """Epochs of recovery after each round but the last; 0 recalibrates batch norm only."""
+    keep: tuple[str, ...] = ()
+    """Names of modules or groups that are never cut."""
+    round_to: int = Field(1, ge=1)
+    """Widths become multiples of this."""
+    min_keep: int = Field(1, ge=1)
+    calibration_batches: int = Field(8, ge=1)
+    """Batches of training data for criteria that need statistics."""
+
+
+class EvaluatePart(Part):
+    """What is measured in step 7, beside accuracy."""
+
+    measures: tuple[str, ...] = ("accuracy", "calibration", "class_fairness")
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of single measures: {name: {option: value}}."""
+    train_samples: int = Field(10_000, ge=1)
+    """At most this many training samples for the training metric."""
+
+
+class DevicePart(Part):
+    """The device that the result is meant for, or the limits that stand in for it."""
+
+    platform: Literal["cpu", "gpu", "mcu", "fpga", "npu"] = "cpu"
+    threads: int | None = Field(None, ge=1)
+    """Threads of the run and of the many-threads measurement; all cores when absent."""
+    batch: int = Field(1, ge=1)
+    memory_limit: str | None = None
+    """Address space of one more measurement in a process of its own, e.g. "512MB"."""
+    repeats: int = Field(50, ge=5)
+    """Timed runs per latency."""
+    channel_multiple: int = Field(1, ge=1)
+    """Widths that the device handles without padding; violations are reported."""
+
+
+class ExportPart(Part):
+    """Which files are written besides the plan and the safetensors."""
+
+    onnx: bool = True
+    int8: bool = True
+    """Static quantisation by ONNX Runtime, calibrated on training data."""
+    calibration_samples: int = Field(256, ge=1)
+
+    @model_validator(mode="after")
+    def _int8_needs_onnx(self) -> ExportPart:
+        if self.int8 and not self.onnx:
+            raise ValueError("int8 is made from the ONNX file: set onnx to true, or int8 to false")
+        return self
+
+
+class ReportPart(Part):
+    """The HTML page."""
+
+    html: bool = True
+
+
+class Recipe(Part):
+    """Everything that a run is told. `train` and `recover` hold the fields of `prunus.training.TrainingConfig`.
+
+    `train` absent: the model must bring weights. `recover` absent: no fine-tuning (batch norm is left alone too).
+    `control` fine-tunes the dense model for the same number of steps, so that the gain of training longer is known.
+    """
+
+    title: str = ""
+    seed: int = Field(0, ge=0)
+    model: ModelPart
+    data: DataPart
+    train: dict[str, Any] | None = None
+    objective: Objective = Objective()
+    prune: PrunePart = PrunePart()
+    recover: dict[str, Any] | None = None
+    control: bool = False
+    evaluate: EvaluatePart = EvaluatePart()
+    device: DevicePart = DevicePart()
+    export: ExportPart = ExportPart()
+    report: ReportPart = ReportPart()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_by_spec(cls, value: Any) -> Any:
+        return {"spec": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Recipe:
+        given = [name for name, it in (("objective.target", self.objective.target), ("prune.ratio", self.prune.ratio))
+                 if it is not None and it != {}]
+        if len(given) != 1:
+            was = " and ".join(given) if given else "neither"
+            raise ValueError(f"give exactly one of objective.target and prune.ratio; given: {was}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain data, every default filled in."""
+        return self.model_dump(mode="json")
