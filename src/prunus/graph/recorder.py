@@ -1,0 +1,264 @@
+"""Record the ATen calls of one forward pass, with the axes of every tensor and the module whose forward made it.
+
+The recorder is a dispatch mode: whatever Python runs is seen, functional calls, bare parameters, reused modules and
+control flow included. Each call goes to the rule of its operator (`prunus.graph.rules`), which says how the output's
+axes follow from the inputs'. A call without a rule freezes what it touches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..types import Role
+from .algebra import AxisAlgebra, Reason
+
+SKIPPED = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh", "aten::lift", "aten::_local_scalar_dense"})
+"""Calls that make no new values; they are followed but not recorded, since autograd modes add and drop them."""
+
+_SILENT_FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+
+
+def source_line() -> str:
+    """"file.py:12" of the nearest caller outside torch and this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_SILENT_FOLDERS) and "contextlib" not in file:
+            return f"{os.path.basename(file)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+class ModuleStack:
+    """Names the module whose forward is running. One entry per call, so reused modules are no problem."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[tuple[str, nn.Module | None]] = [("", model)]
+
+    @property
+    def name(self) -> str:
+        return self._stack[-1][0]
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self._stack[-1][1]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        def enter(module: nn.Module, _inputs: Any) -> None:
+            self._stack.append((self._names.get(id(module), self.name), module))
+
+        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            if len(self._stack) > 1:
+                self._stack.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass(slots=True)
+class Call:
+    """One recorded ATen call. `outputs` holds axis nodes; `multiply_adds` are (coefficient, nodes) terms."""
+
+    name: str
+    module: str
+    source: str
+    outputs: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    multiply_adds: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    weight: str = ""
+
+
+@dataclass(slots=True)
+class Named:
+    """A named parameter or buffer of the traced copy."""
+
+    name: str
+    axes: tuple[int, ...]
+    itemsize: int
+    is_parameter: bool
+    aliases: list[str] = field(default_factory=list)
+    roles: dict[int, Role] = field(default_factory=dict)
+
+
+Rule = Callable[["Recorder", Any, tuple, dict, Any], None]
+
+
+class Recorder(TorchDispatchMode):
+    """Runs the rules of operators while a model runs. Results: `calls`, `named`, the algebra, and what was frozen."""
+
+    def __init__(self, model: nn.Module, stack: ModuleStack, rules: Callable[[Any], Rule | None]) -> None:
+        super().__init__()
+        self.algebra = AxisAlgebra()
+        self.stack = stack
+        self.calls: list[Call] = []
+        self.named: dict[str, Named] = {}
+        self.not_neutral: dict[int, str] = {}
+        self.unknown: dict[str, Reason] = {}
+        self.groups_of_call: object = None
+        self.group_equations: list[tuple[int, object, str, str]] = []
+        self._rules = rules
+        self._axes: dict[int, tuple[int, ...]] = {}
+        self._alive: list[Tensor] = []
+        self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self._by_id: dict[int, str] = {}
+        self._pending: list[tuple[int, tuple[int, ...]]] = []
+        self._weight = ""
+        self._register(model)
+
+    # ------------------------------------------------------------------------------------------------ named tensors
+
+    def _register(self, model: nn.Module) -> None:
+        every: list[tuple[str, Tensor, bool]] = [
+            *((n, t, True) for n, t in model.named_parameters(remove_duplicate=False)),
+            *((n, t, False) for n, t in model.named_buffers(remove_duplicate=False)),
+        ]
+        for name, tensor, is_parameter in every:
+            known = self._by_id.get(id(tensor))
+            if known is not None:
+                self.named[known].aliases.append(name)
+                continue
+            axes = tuple(self.algebra.atom(size) for size in tensor.shape)
+            self._by_id[id(tensor)] = name
+            self.named[name] = Named(name, axes, tensor.element_size(), is_parameter)
+            self.set(tensor, axes)
+            self._origin[id(tensor)] = (name, tuple(range(tensor.dim())))
+
+    def origin(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
+        """(name, order of its dimensions) if the tensor is a named one or a transposed view of it."""
+        return self._origin.get(id(tensor))
+
+    def follow(self, source: Tensor, result: Tensor, order: Iterable[int]) -> None:
+        """Say that `result` is `source` with its dimensions in another order."""
+        origin = self._origin.get(id(source))
+        if origin is not None and isinstance(result, Tensor):
+            self._origin[id(result)] = (origin[0], tuple(origin[1][d] for d in order))
+
+    def role(self, tensor: Tensor, dim: int, role: Role) -> None:
+        """Note what a dimension of a named tensor does."""
+        origin = self._origin.get(id(tensor))
+        if origin is not None and dim < len(origin[1]):
+            self.named[origin[0]].roles.setdefault(origin[1][dim], role)
+            if role == "in" and not self._weight:
+                self._weight = origin[0]
+
+    # ----------------------------------------------------------------------------------------------------- tensors
+
+    def known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._axes
+
+    def axes(self, tensor: Tensor) -> tuple[int, ...]:
+        """The axes of a tensor. One never seen before is a constant: its axes are frozen."""
+        axes = self._axes.get(id(tensor))
+        if axes is None:
+            reason = self.reason("a constant tensor that is neither a parameter nor a buffer of the model")
+            axes = tuple(self.algebra.atom(size, reason) for size in tensor.shape)
+            self.set(tensor, axes)
+        return axes
+
+    def set(self, tensor: Tensor, axes: Iterable[int]) -> None:
+        axes = tuple(axes)
+        sizes = tuple(self.algebra.size(a) for a in axes)
+        if sizes != tuple(tensor.shape):
+            raise AssertionError(f"rule gave axes of sizes {sizes} for a tensor of shape {tuple(tensor.shape)}")
+        self._axes[id(tensor)] = axes
+        self._alive.append(tensor)
+
+    def fixed(self, size: int, text: str = "its size follows from the input", remedy: str = "") -> int:
+        """A fresh frozen axis."""
+        return self.algebra.atom(size, self.reason(text, remedy))
+
+    def reason(self, text: str, remedy: str = "") -> Reason:
+        return Reason(text, self._operator, self.stack.name, source_line(), remedy)
+
+    def freeze(self, node: int, text: str, remedy: str = "") -> None:
+        if self.algebra.frozen(node) is None:
+            self.algebra.freeze(node, self.reason(text, remedy))
+
+    def tag_not_neutral(self, node: int) -> None:
+        """Removing a unit of this axis differs from zeroing it."""
+        for atom in self.algebra.atoms(node):
+            if self.algebra.atom_frozen(atom) is None:
+                self.not_neutral.setdefault(atom, f"{self._operator} in {self.stack.name or 'the model'}")
+
+    def multiply_add(self, coefficient: int, nodes: Iterable[int]) -> None:
+        """Count coefficient * product of sizes multiply-accumulates for the present call."""
+        self._pending.append((coefficient, tuple(nodes)))
+
+    # ---------------------------------------------------------------------------------------------------- dispatch
+
+    _operator = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._schema.name
+        self._operator, self._pending, self._weight = name, [], ""
+        rule = self._rules(func)
+        if rule is None:
+            self._freeze_all(name, args, kwargs, out)
+        else:
+            rule(self, func, args, kwargs, out)
+        if name not in SKIPPED:
+            self._note(name, out)
+        return out
+
+    def _note(self, name: str, out: Any) -> None:
+        tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        self.calls.append(
+            Call(
+                name,
+                self.stack.name,
+                source_line() if self._pending else "",
+                tuple(self.axes(t) for t in tensors),
+                tuple(tuple(t.shape) for t in tensors),
+                tuple(self._pending),
+                self._weight,
+            )
+        )
+
+    def _freeze_all(self, name: str, args: tuple, kwargs: dict, out: Any) -> None:
+        reason = self.reason(
+            f"operator {name} has no rule", "add a rule with prunus.graph.rules.register(name, rule), or keep= this module"
+        )
+        self.unknown.setdefault(name, reason)
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                for axis in self.axes(tensor):
+                    self.algebra.freeze(axis, reason)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and not self.known(tensor):
+                self.set(tensor, (self.algebra.atom(size, reason) for size in tensor.shape))
+
+
+class ShapeRecorder(TorchDispatchMode):
+    """Records only names, modules and output shapes: what a second trace is compared by."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self.stack = stack
+        self.calls: list[tuple[str, str, tuple[tuple[int, ...], ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name not in SKIPPED:
+            shapes = tuple(tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor))
+            self.calls.append((name, self.stack.name, shapes))
+        return out
