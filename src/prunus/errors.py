@@ -10,6 +10,7 @@ PrunusError
 ├── SurgeryError          a plan does not fit the model
 │   └── VerificationError the cut model differs from the prediction; the model was left as it was
 ├── StoredFileError       a file is missing, truncated, tampered with, or of a kind that is never opened (pickles)
+├── TrainingError         training went wrong (a loss that is not finite); says where and what to try
 ├── StepFailed            a step of a run did not reach what it must
 └── MissingExtraError     an optional dependency is not installed; names the extra (also an ImportError)
 """
@@ -66,6 +67,10 @@ class VerificationError(SurgeryError):
 
 class StoredFileError(PrunusError):
     """A stored file is missing, damaged, or of a kind that is never opened."""
+
+
+class TrainingError(PrunusError):
+    """Training cannot go on: the message names the epoch and step, and what to try."""
 
 
 class StepFailed(PrunusError):
