@@ -1,0 +1,36 @@
+"""What every test shares: one thread, fixed seeds, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# One thread per worker: sums are then the same from run to run, and parallel workers do not fight for cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Global generators start every test alike, so that no test depends on the one before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with cifar10/, mnist/ and pretrained_cifar10/; a test that needs it is skipped without it."""
+    given = os.environ.get("PRUNUS_DATA")
+    folder = Path(given) if given else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(
+            f"no real data: {folder} is not a folder (set PRUNUS_DATA to the folder that holds cifar10/, mnist/ ...)"
+        )
+    return folder
