@@ -43,7 +43,7 @@ class Context:
     batch_size: int = 256
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-    cache: dict[str, Predictions] = field(default_factory=dict, repr=False, compare=False)
+    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
