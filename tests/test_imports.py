@@ -16,8 +16,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types",),
     ("data",),
     ("zoo",),
-    ("criteria", "schedules", "allocation", "masks"),
-    ("graph", "statistics"),
+    ("schedules", "masks"),
+    ("graph",),
+    ("criteria", "statistics", "allocation"),  # scoring and planning read the graph's counting; the graph reads neither
     ("surgery", "layerwise", "training", "search"),
     ("compression", "evaluation", "runtime", "export"),
     ("methods",),

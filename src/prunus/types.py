@@ -190,6 +190,27 @@ class Graph:
         raise InputError(f"no group named {name!r}; the graph has {', '.join(g.name for g in self.groups[:8])} ...")
 
 
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass over data measured, on the CPU. `values[need][key]` is a tensor.
+
+    Needs that belong to parameters have the parameter's name as key and its shape; needs that belong to units have
+    `unit_key(group, place)` as key and shape (units,).
+    """
+
+    values: Mapping[str, Mapping[str, Tensor]]
+    batches: int
+    examples: int
+
+
+def unit_key(group: str, place: Place) -> str:
+    """Key of a per-unit statistic of one place of a group."""
+    return f"{group} in {place.tensor}[{place.dim}]"
+
+
 # ------------------------------------------------------------------------------------------------- scores and plans
 
 
@@ -213,7 +234,9 @@ class Cut:
         if not self.keep or any(b <= a for a, b in zip(self.keep, self.keep[1:])):
             raise InputError(f"Cut({self.group!r}): keep must be ascending and not empty, got {self.keep[:8]}")
         if self.keep[0] < 0 or self.keep[-1] >= self.size:
-            raise InputError(f"Cut({self.group!r}): keep must lie in [0, {self.size}), got {self.keep[0]}..{self.keep[-1]}")
+            raise InputError(
+                f"Cut({self.group!r}): keep must lie in [0, {self.size}), got {self.keep[0]}..{self.keep[-1]}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """What a graph costs and where its units stand, as functions of how many (or which) units each group keeps.
 
-Everything is integer arithmetic on axis expressions: no model is run. Multiply-adds, parameters and bytes are all sums of
-`coefficient * product of axis sizes`; `_Costs` merges equal products once per graph, so that one evaluation takes some
-ten microseconds and a budget can be met by trying counts. `counts[group]` is a number of units, `keep[group]` their
-indices; groups that are not mentioned are whole.
+Everything is integer arithmetic on axis expressions: no model is run. Multiply-adds, parameters and bytes are all sums
+of `coefficient * product of axis sizes`; `_Costs` merges equal products once per graph, so that one evaluation takes
+some ten microseconds and a budget can be met by trying counts. `counts[group]` is a number of units, `keep[group]`
+their indices; groups that are not mentioned are whole.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ _Totals = tuple[int, int, int]  # multiply-adds of the traced batch, parameters,
 
 
 class _Costs:
-    """A graph's costs as sums of coefficient * product of slots. A slot is a group's count, or a sum made by a Concat."""
+    """A graph's costs as sums of coefficient * product of slots: a slot is a group's count, or a Concat's sum."""
 
     def __init__(self, graph: Graph) -> None:
         self._batch = graph.batch
