@@ -303,7 +303,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far a measured value varied: `low` and `high` with what they are ("95% Wilson interval", "quartiles", "seeds")."""
+    """How far a measured value varied: `low` and `high`, and what they are ("95% Wilson interval", "quartiles")."""
 
     low: float
     high: float
