@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..errors import InputError, ShapeError
 from .state import eval_mode, seeded
@@ -109,16 +110,20 @@ def predict(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], *, seed: in
     return found
 
 
-def forward(model: nn.Module, inputs: Any) -> Any:
+def forward(model: nn.Module, inputs: Any, *, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """Call the model: a tuple or list gives positional arguments, a mapping keywords, anything else one argument.
 
-    Tensors are moved to the device of the model's first parameter, floating ones also to its dtype.
+    Tensors are moved to the device of the model's first parameter, floating ones also to its dtype. `parameters` are
+    used in place of the model's own of these names for this call.
     """
     if isinstance(inputs, Mapping):
-        return model(**{name: _as_model(model, value) for name, value in inputs.items()})
-    if isinstance(inputs, (tuple, list)):
-        return model(*(_as_model(model, value) for value in inputs))
-    return model(_as_model(model, inputs))
+        args, kwargs = (), {name: _as_model(model, value) for name, value in inputs.items()}
+    else:
+        args = tuple(_as_model(model, v) for v in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+        kwargs = {}
+    if parameters is None:
+        return model(*args, **kwargs)
+    return functional_call(model, dict(parameters), args, kwargs)
 
 
 def logits_of(output: Any) -> Tensor:

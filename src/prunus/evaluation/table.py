@@ -1,0 +1,15 @@
+"""Every measure by name. A file of measures ends with its own `MEASURES`; here they are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import accuracy, calibration, fairness, uncertainty
+from .context import Measure
+
+MEASURES: Mapping[str, Measure] = {
+    **accuracy.MEASURES,
+    **calibration.MEASURES,
+    **uncertainty.MEASURES,
+    **fairness.MEASURES,
+}
