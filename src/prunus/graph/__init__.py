@@ -1,1 +1,7 @@
-"""Which units of a model live or die together."""
+"""Which units of a model live or die together, found from the operators that it runs."""
+
+from .planning import plan_from
+from .running import shapes_of
+from .trace import trace
+
+__all__ = ["plan_from", "shapes_of", "trace"]

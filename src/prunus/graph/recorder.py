@@ -26,11 +26,16 @@ from .algebra import AxisAlgebra, Reason
 SKIPPED = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh", "aten::lift", "aten::_local_scalar_dense"})
 """Calls that make no new values; they are followed but not recorded, since autograd modes add and drop them."""
 
-_SILENT_FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+_SILENT_FOLDERS = (os.path.dirname(str(torch.__file__)), os.path.dirname(os.path.dirname(__file__)))
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any = None) -> Any:
+    """An argument given by position or by name."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
 
 
 def source_line() -> str:
-    """"file.py:12" of the nearest caller outside torch and this package."""
+    """ "file.py:12" of the nearest caller outside torch and this package."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -205,7 +210,9 @@ class Recorder(TorchDispatchMode):
 
     _operator = ""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._schema.name
@@ -233,9 +240,10 @@ class Recorder(TorchDispatchMode):
             )
         )
 
-    def _freeze_all(self, name: str, args: tuple, kwargs: dict, out: Any) -> None:
+    def _freeze_all(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         reason = self.reason(
-            f"operator {name} has no rule", "add a rule with prunus.graph.rules.register(name, rule), or keep= this module"
+            f"operator {name} has no rule",
+            "add a rule with prunus.graph.rules.register(name, rule), or keep= this module",
         )
         self.unknown.setdefault(name, reason)
         for tensor in tree_leaves((args, kwargs)):
@@ -255,7 +263,9 @@ class ShapeRecorder(TorchDispatchMode):
         self.stack = stack
         self.calls: list[tuple[str, str, tuple[tuple[int, ...], ...]]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
         if name not in SKIPPED:

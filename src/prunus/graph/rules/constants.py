@@ -10,19 +10,19 @@ from torch.utils._pytree import tree_leaves
 from ..recorder import Recorder, Rule
 
 
-def free(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def free(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """zeros, ones, full, random: every position is alike, so the axes join whatever they meet."""
     recorder.set(out, [recorder.algebra.atom(size) for size in out.shape])
 
 
-def positional(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def positional(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """arange, linspace, eye: position i holds a value that depends on i."""
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
             recorder.set(tensor, [recorder.fixed(size, "its positions carry numbers") for size in tensor.shape])
 
 
-def scalar(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def scalar(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Operators that return no tensor."""
 
 

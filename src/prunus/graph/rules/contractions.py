@@ -27,15 +27,15 @@ def contract(
     recorder.set(out, (*a[:-1], b[n_dim]))
 
 
-def mm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def mm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     contract(recorder, args[0], args[1], out, 0)
 
 
-def bmm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def bmm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     contract(recorder, args[0], args[1], out, 1)
 
 
-def addmm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def addmm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """bias + a @ b, batched or not."""
     bias, left, right = args[:3]
     contract(recorder, left, right, out, left.dim() - 2)
@@ -46,14 +46,14 @@ def addmm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) ->
     recorder.role(bias, bias.dim() - 1, "shift")
 
 
-def linear(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def linear(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     contract(recorder, args[0], args[1], out, 0, transposed=True)
     if len(args) > 2 and args[2] is not None:
         recorder.algebra.unify(recorder.axes(args[2])[0], recorder.axes(out)[-1])
         recorder.role(args[2], 0, "shift")
 
 
-def mv(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def mv(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     matrix, vector = args[:2]
     rows, columns = recorder.axes(matrix)
     recorder.algebra.unify(columns, recorder.axes(vector)[0])
@@ -63,13 +63,13 @@ def mv(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> No
     recorder.set(out, (rows,))
 
 
-def dot(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def dot(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     recorder.algebra.unify(recorder.axes(args[0])[0], recorder.axes(args[1])[0])
     recorder.multiply_add(1, recorder.axes(args[0]))
     recorder.set(out, ())
 
 
-def convolution(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def convolution(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """in = Prod(groups, in per group), out = Prod(groups, out per group); depthwise is one of each per group."""
     source, weight, bias = args[:3]
     is_transposed, groups = bool(args[6]), int(args[8])
@@ -114,7 +114,7 @@ def _note_groups(recorder: Recorder, group: int) -> None:
     recorder.group_equations.append((group, recorder.groups_of_call, recorder.stack.name, "groups"))
 
 
-def attention(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Fused scaled-dot-product attention: (..., L, d), (..., S, d), (..., S, v) -> (..., L, v)."""
     query, key, value = (recorder.axes(t) for t in args[:3])
     algebra = recorder.algebra

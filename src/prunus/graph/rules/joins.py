@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..recorder import Recorder, Rule
+from ..recorder import Recorder, Rule, argument
 from .pointwise import broadcast
 
 
-def cat(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def cat(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     tensors = [t for t in args[0] if t.dim() == out.dim()]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+    dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
     joined = recorder.algebra.concat(_along(recorder, t, dim) for t in tensors)
     rest = _unified(recorder, tensors, dim)
     recorder.set(out, [joined if d == dim else axis for d, axis in enumerate(rest)])
@@ -23,24 +23,24 @@ def _along(recorder: Recorder, tensor: Tensor, dim: int) -> int:
 
 
 def _unified(recorder: Recorder, tensors: list[Tensor], skip: int) -> list[int]:
-    first, *others = [recorder.axes(t) for t in tensors]
-    for axes in others:
+    first = recorder.axes(tensors[0])
+    for axes in map(recorder.axes, tensors[1:]):
         for dim, axis in enumerate(axes):
             if dim != skip:
                 recorder.algebra.unify(first[dim], axis)
     return list(first)
 
 
-def stack(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+def stack(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
     axes = _unified(recorder, list(args[0]), -1)
     axes.insert(dim, recorder.fixed(out.shape[dim], "tensors are stacked along it"))
     recorder.set(out, axes)
 
 
-def split(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def split(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
-    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.dim()
+    dim = argument(args, kwargs, 2, "dim", 0) % source.dim()
     axes = list(recorder.axes(source))
     rest = axes[dim]
     for tensor in out:
@@ -48,7 +48,7 @@ def split(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) ->
         recorder.set(tensor, axes)
 
 
-def pad(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def pad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Padding adds fresh axes before and after; on channels they hold a constant and can be pruned like any other."""
     source: Tensor = args[0]
     amounts = list(args[1])
@@ -63,13 +63,11 @@ def pad(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> N
             recorder.freeze(axis, "it is cropped by padding with a negative amount")
             axes[dim] = recorder.fixed(out.shape[dim])
         else:
-            axes[dim] = recorder.algebra.concat(
-                [recorder.algebra.atom(before), axis, recorder.algebra.atom(after)]
-            )
+            axes[dim] = recorder.algebra.concat([recorder.algebra.atom(before), axis, recorder.algebra.atom(after)])
     recorder.set(out, axes)
 
 
-def spatial_pad(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def spatial_pad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Reflection, replication and circular padding of positions."""
     axes = []
     for axis, before, after in zip(recorder.axes(args[0]), args[0].shape, out.shape):
@@ -79,7 +77,7 @@ def spatial_pad(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: A
     recorder.set(out, axes)
 
 
-def where_index(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def where_index(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Positions chosen by values: the indexed axis is frozen, the result takes the index's axes."""
     source: Tensor = args[0]
     dim = args[1] % max(1, source.dim())
@@ -90,7 +88,7 @@ def where_index(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: A
     recorder.set(out, [*axes[:dim], *(chosen if index.dim() else ()), *axes[dim + 1 :]])
 
 
-def gather(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def gather(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, dim, index = args[0], args[1] % max(1, args[0].dim()), args[2]
     for axis in (*recorder.axes(source), *recorder.axes(index)):
         recorder.freeze(axis, "it is indexed by values")
@@ -99,7 +97,7 @@ def gather(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -
     del dim
 
 
-def index(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def index(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Advanced indexing x[i, :, j]: indexed axes freeze; the others stay where no axis moved."""
     source: Tensor = args[0]
     indices = list(args[1]) + [None] * (source.dim() - len(args[1]))
@@ -120,7 +118,7 @@ def index(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) ->
     recorder.set(out, [*axes[: used[0]], *broadcast(recorder, tensors, shape), *axes[used[-1] + 1 :]])
 
 
-def index_put(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def index_put(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Writing at positions chosen by values: those axes freeze, whole axes unify with the values'."""
     target, indices, values = args[0], args[1], args[2]
     for dim, axis in enumerate(recorder.axes(target)):
@@ -137,7 +135,7 @@ def index_put(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any
         recorder.set(out, recorder.axes(target))
 
 
-def embedding(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def embedding(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     weight, ids = args[0], args[1]
     rows, width = recorder.axes(weight)
     recorder.freeze(rows, "its rows are looked up by id", "prune the vocabulary with an id map instead")

@@ -26,7 +26,7 @@ def _rest(recorder: Recorder, outputs: list[Tensor], like: tuple[int, ...], chan
         recorder.set(tensor, [channel] if same else [recorder.fixed(size) for size in tensor.shape])
 
 
-def batch_norm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def batch_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     axes = recorder.axes(args[0])
     given = [*args[1:5], *[None] * (5 - len(args))] if "no_stats" not in str(func) else [*args[1:3], None, None]
     weight, bias, mean, var = (t if isinstance(t, Tensor) else None for t in given[:4])
@@ -34,7 +34,7 @@ def batch_norm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: An
     _rest(recorder, [t for t in tree_leaves(out) if isinstance(t, Tensor)], axes, axes[1])
 
 
-def layer_norm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def layer_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """args: input, normalized_shape, weight, bias, eps; RMS norm has no bias."""
     axes = recorder.axes(args[0])
     count = len(args[1])
@@ -51,7 +51,7 @@ def layer_norm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: An
         recorder.set(tensor, [*axes[: len(axes) - count], *(recorder.algebra.atom(1) for _ in range(count))])
 
 
-def group_norm(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def group_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """native_group_norm(input, weight, bias, N, C, HxW, groups, eps): C = Prod(groups, channels per group)."""
     axes = recorder.axes(args[0])
     groups = int(args[6])

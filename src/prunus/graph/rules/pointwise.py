@@ -26,7 +26,7 @@ def broadcast(recorder: Recorder, tensors: list[Tensor], shape: tuple[int, ...])
     return tuple(recorder.algebra.atom(size) if axis is None else axis for axis, size in zip(result, shape))
 
 
-def pointwise(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def pointwise(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Every output has the broadcast axes of all tensor inputs."""
     outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     given = {k: v for k, v in kwargs.items() if k != "out"}
@@ -39,7 +39,7 @@ def pointwise(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any
             recorder.set(output, axes)
 
 
-def keep_axes(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def keep_axes(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Every output has the axes of the first tensor."""
     first = args[0]
     for output in tree_leaves(out):
@@ -48,7 +48,7 @@ def keep_axes(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any
             recorder.follow(first, output, range(first.dim()))
 
 
-def copy_(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Writing through a view makes the view's axes those of the source."""
     target, source = args[0], args[1]
     broadcast(recorder, [target, source], tuple(target.shape))
@@ -59,7 +59,9 @@ _KEEP = (
     "zeros_like ones_like empty_like full_like rand_like randn_like fill fill_ zero zero_ bernoulli bernoulli_ normal_ "
     "uniform_ resolve_conj resolve_neg view_as_complex_copy"
 ).split()
-_POINTWISE = "hardswish hardsigmoid hardtanh relu6 prelu _prelu_kernel celu where masked_fill lerp clamp native_dropout".split()
+_POINTWISE = (
+    "hardswish hardsigmoid hardtanh relu6 prelu _prelu_kernel celu where masked_fill lerp clamp native_dropout".split()
+)
 
 POINTWISE: dict[str, Rule] = {
     **{f"aten::{name}": pointwise for name in _POINTWISE},

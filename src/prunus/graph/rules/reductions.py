@@ -22,7 +22,7 @@ def _reduce(recorder: Recorder, source: Tensor, dims: list[int], keepdim: bool, 
         recorder.set(tensor, kept)
 
 
-def reduce(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def reduce(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Operators with `dim` and `keepdim` arguments, found by their names in the schema."""
     named = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
     dims = named.get("dim")
@@ -31,7 +31,7 @@ def reduce(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -
     _reduce(recorder, args[0], dims, bool(named.get("keepdim", False)), outputs)
 
 
-def softmax(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def softmax(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     axes = recorder.axes(source)
     if source.dim():

@@ -1,4 +1,4 @@
-"""Views: reshape, permute, expand, squeeze, select, slice, repeat, and the like. Axes describe positions, not values."""
+"""Views: reshape, permute, expand, squeeze, select, slice, repeat. Axes describe positions, not values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..recorder import Recorder, Rule
+from ..recorder import Recorder, Rule, argument
 
 
-def view(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def view(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Regroup the row-major product: segments whose cumulative sizes agree are the same axis."""
     source: Tensor = args[0]
     if out is source:
@@ -49,13 +49,13 @@ def _assign(recorder: Recorder, whole: int, dims: list[int], shape: tuple[int, .
     result[dims[-1]] = whole
 
 
-def permute(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def permute(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
-    order = [d % source.dim() for d in (args[1] if len(args) > 1 else kwargs["dims"])]
+    order = [d % source.dim() for d in argument(args, kwargs, 1, "dims")]
     _reorder(recorder, source, order, out)
 
 
-def transpose(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def transpose(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     order = list(range(source.dim()))
     a, b = (args[1] % source.dim(), args[2] % source.dim()) if len(args) > 2 else (0, source.dim() - 1)
@@ -69,7 +69,7 @@ def _reorder(recorder: Recorder, source: Tensor, order: list[int], out: Tensor) 
     recorder.follow(source, out, order)
 
 
-def expand(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def expand(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """A repeated size of 1 is a fresh free axis: nothing says yet what it counts."""
     source: Tensor = args[0]
     offset = out.dim() - source.dim()
@@ -82,13 +82,13 @@ def expand(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -
     recorder.set(out, axes)
 
 
-def unsqueeze(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def unsqueeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     axes = list(recorder.axes(args[0]))
     axes.insert(args[1] % out.dim(), recorder.algebra.atom(1))
     recorder.set(out, axes)
 
 
-def squeeze(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def squeeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     chosen = args[1] if len(args) > 1 else range(source.dim())
     dims = {d % source.dim() for d in ([chosen] if isinstance(chosen, int) else chosen)}
@@ -96,7 +96,7 @@ def squeeze(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) 
     recorder.set(out, [a for d, a in enumerate(axes) if not (d in dims and source.shape[d] == 1)])
 
 
-def select(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def select(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Picking one position by number freezes that axis and drops it."""
     source: Tensor = args[0]
     dim = args[1] % source.dim()
@@ -105,16 +105,16 @@ def select(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -
     recorder.set(out, axes)
 
 
-def unbind(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def unbind(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % source.dim()
+    dim = argument(args, kwargs, 1, "dim", 0) % source.dim()
     axes = list(recorder.axes(source))
     recorder.freeze(axes.pop(dim), "its positions are unbound one by one")
     for tensor in out:
         recorder.set(tensor, axes)
 
 
-def slice_(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def slice_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     dim, start, stop, step = [*args[1:], *(0, None, None, 1)[len(args) - 1 :]]
     dim %= source.dim()
@@ -148,7 +148,7 @@ def sliced(recorder: Recorder, axis: int, start: int, stop: int, step: int) -> i
     return recorder.fixed(length)
 
 
-def repeat(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def repeat(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     offset = out.dim() - source.dim()
     old = recorder.axes(source)
@@ -163,7 +163,7 @@ def repeat(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -
     recorder.set(out, axes)
 
 
-def freeze_dim(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def freeze_dim(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """roll, flip, sort, cumsum: the order of positions matters, so the axes named in the arguments freeze."""
     source: Tensor = args[0]
     position = {"aten::roll": 2, "aten::flip": 1}.get(func._schema.name, 1)
@@ -174,11 +174,12 @@ def freeze_dim(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: An
         same = tuple(tensor.shape) == tuple(source.shape)
         axes = recorder.axes(source)
         recorder.set(
-            tensor, axes if same else [a if n == m else recorder.fixed(n) for a, n, m in zip(axes, tensor.shape, source.shape)]
+            tensor,
+            axes if same else [a if n == m else recorder.fixed(n) for a, n, m in zip(axes, tensor.shape, source.shape)],
         )
 
 
-def freeze_last_two(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def freeze_last_two(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     axes = recorder.axes(args[0])
     for axis in axes[-2:]:
         recorder.freeze(axis, "a triangle of it is taken by number")
@@ -186,10 +187,10 @@ def freeze_last_two(recorder: Recorder, func: Any, args: tuple, kwargs: dict, ou
         recorder.set(out, axes)
 
 
-def glu(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def glu(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Both halves are the same axis."""
     source: Tensor = args[0]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % source.dim()
+    dim = argument(args, kwargs, 1, "dim", -1) % source.dim()
     axes = list(recorder.axes(source))
     left, right = recorder.algebra.cut(axes[dim], source.shape[dim] // 2)
     recorder.algebra.unify(left, right)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from ..recorder import Recorder, Rule
 
 
-def pooled(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def pooled(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """The operator's name says how many trailing axes are spatial ("...2d")."""
     digits = re.search(r"(\d)d", func._schema.name)
     spatial = int(digits.group(1)) if digits else 2
@@ -24,7 +24,7 @@ def pooled(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -
             recorder.set(tensor, [*axes[:-spatial], *fixed])
 
 
-def pixel_shuffle(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def pixel_shuffle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Channels are Prod(c, r * r); the r * r go to the image."""
     axes = recorder.axes(args[0])
     channels, inner = recorder.algebra.split_product(axes[-3], out.shape[-3])
@@ -32,7 +32,7 @@ def pixel_shuffle(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out:
     recorder.set(out, [*axes[:-3], channels, *(recorder.fixed(size) for size in out.shape[-2:])])
 
 
-def pixel_unshuffle(recorder: Recorder, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def pixel_unshuffle(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     axes = recorder.axes(args[0])
     channels = recorder.algebra.product([axes[-3], recorder.fixed(out.shape[-3] // args[0].shape[-3])])
     recorder.set(out, [*axes[:-3], channels, *(recorder.fixed(size) for size in out.shape[-2:])])

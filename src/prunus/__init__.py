@@ -1,0 +1,69 @@
+"""prunus makes trained neural networks smaller, faster and greener by pruning them, and proves what it did.
+
+    objective ─▶ trace ─▶ collect ─▶ score ─▶ plan ─▶ apply ─▶ recover ─▶ evaluate ─▶ export ─▶ report
+    (budget)    (groups)  (stats)   (criteria) (data)  (verify)  (tune)     (measure)    (file)    (HTML, JSON)
+
+`prune` is the whole middle in one call, `run` the whole way from a recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "trace": "graph",
+    "collect": "statistics",
+    "score": "criteria",
+    "check_criterion": "criteria",
+    "plan": "allocation",
+    "apply": "surgery",
+    "prune": "surgery",
+    "Pruned": "surgery",
+    "save": "surgery",
+    "load": "surgery",
+    "evaluate": "evaluation",
+    "run": "pipeline",
+}
+"""Public name -> subpackage. Loaded on first use, so that `import prunus` and the command line's help stay fast."""
+
+if TYPE_CHECKING:
+    from .allocation import plan
+    from .criteria import check_criterion, score
+    from .evaluation import evaluate
+    from .graph import trace
+    from .pipeline import run
+    from .statistics import collect
+    from .surgery import Pruned, apply, load, prune, save
+
+__all__ = [
+    "Pruned",
+    "apply",
+    "check_criterion",
+    "collect",
+    "evaluate",
+    "load",
+    "plan",
+    "prune",
+    "run",
+    "save",
+    "score",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    raise AttributeError(f"module 'prunus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *_HOMES))

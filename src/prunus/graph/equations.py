@@ -1,0 +1,200 @@
+"""Count equations: Python code demands that different axes keep equally many units, or that a count stays as it is.
+
+Each equation says that the count of an axis equals a tree of attributes, counts of other axes and literals. Counts are
+polynomials in the numbers of units of the free atoms. An equation is met by setting an attribute, by coupling atoms so
+that they shrink in proportion, or, where neither helps, by freezing what it mentions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from math import gcd
+
+from .algebra import AxisAlgebra, Reason
+from .provenance import Arithmetic, Equation, FromAttribute, FromAxis, Literal, Tree
+
+Polynomial = dict[tuple[int, ...], int]
+"""monomial (sorted variables, with repetition) -> coefficient; the empty monomial is the constant."""
+
+
+def _add(a: Polynomial, b: Polynomial, factor: int = 1) -> Polynomial:
+    result = dict(a)
+    for monomial, coefficient in b.items():
+        total = result.get(monomial, 0) + factor * coefficient
+        if total:
+            result[monomial] = total
+        else:
+            result.pop(monomial, None)
+    return result
+
+
+def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
+    result: Polynomial = {}
+    for left, x in a.items():
+        result = _add(result, {tuple(sorted((*left, *right))): x * y for right, y in b.items()})
+    return result
+
+
+def _without_common_factor(p: Polynomial) -> Polynomial:
+    """Divide by every variable that stands in all monomials: no count is ever zero."""
+    monomials = list(p)
+    common = list(monomials[0])
+    for monomial in monomials[1:]:
+        rest = list(monomial)
+        common = [v for v in common if v in rest and not rest.remove(v)]
+    result: Polynomial = {}
+    for monomial, coefficient in p.items():
+        rest = list(monomial)
+        for variable in common:
+            rest.remove(variable)
+        result[tuple(rest)] = coefficient
+    divisor = reduce(gcd, result.values())
+    return {m: c // divisor for m, c in result.items()}
+
+
+@dataclass
+class Solution:
+    """Classes of atoms that shrink in proportion, and the axis that each attribute follows."""
+
+    steps: dict[int, dict[int, int]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    attributes: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class _Unknown(Exception):
+    """An attribute whose axis is not known (yet)."""
+
+
+class _Solver:
+    def __init__(self, algebra: AxisAlgebra) -> None:
+        self.algebra = algebra
+        self.solution = Solution()
+        self.class_of: dict[int, int] = {}
+        self.constants: set[tuple[str, str]] = set()
+
+    def variable(self, atom: int) -> tuple[int, int]:
+        """(class, step) of a free atom."""
+        if atom not in self.class_of:
+            self.class_of[atom] = atom
+            self.solution.steps[atom] = {atom: 1}
+        chosen = self.class_of[atom]
+        return chosen, self.solution.steps[chosen][atom]
+
+    def count(self, node: int) -> Polynomial:
+        def atom(a: int) -> Polynomial:
+            if self.algebra.atom_frozen(a) is not None:
+                return {(): self.algebra.size(a)} if self.algebra.size(a) else {}
+            chosen, step = self.variable(a)
+            return {(chosen,): step}
+
+        return self.algebra.fold(node, atom, lambda ps: reduce(_multiply, ps, {(): 1}), lambda ps: reduce(_add, ps, {}))
+
+    def evaluate(self, tree: Tree) -> tuple[Polynomial, Polynomial]:
+        """A tree as numerator and denominator. Floor division is taken as exact: the recorded sizes divide."""
+        if isinstance(tree, Literal):
+            return {(): tree.value} if tree.value else {}, {(): 1}
+        if isinstance(tree, FromAxis):
+            return self.count(tree.node), {(): 1}
+        if isinstance(tree, FromAttribute):
+            key = (tree.module, tree.name)
+            if key in self.solution.attributes:
+                return self.count(self.solution.attributes[key]), {(): 1}
+            if key in self.constants:
+                return {(): tree.value} if tree.value else {}, {(): 1}
+            raise _Unknown
+        (a, b), (c, d) = self.evaluate(tree.left), self.evaluate(tree.right)
+        if tree.symbol == "*":
+            return _multiply(a, c), _multiply(b, d)
+        if tree.symbol == "//":
+            return _multiply(a, d), _multiply(b, c)
+        return _add(_multiply(a, d), _multiply(c, b), 1 if tree.symbol == "+" else -1), _multiply(b, d)
+
+    def freeze_class(self, chosen: int, equation: Equation) -> None:
+        reason = Reason(
+            f"{equation.text}, and that count cannot change",
+            "",
+            equation.module,
+            equation.source,
+            "read the size from an attribute of the module or from another tensor's shape",
+        )
+        for atom in self.solution.steps.pop(chosen):
+            self.algebra.freeze(atom, reason)
+            del self.class_of[atom]
+
+    def merge(self, classes: Iterable[int], equation: Equation) -> None:
+        """Couple: all members shrink in proportion, in as many steps as divide all their sizes."""
+        first, *others = sorted(set(classes))
+        members = dict(self.solution.steps[first])
+        for other in others:
+            members |= self.solution.steps.pop(other)
+            self.solution.reasons.pop(other, None)
+        total = reduce(gcd, (self.algebra.size(atom) for atom in members))
+        self.solution.steps[first] = {atom: self.algebra.size(atom) // total for atom in members}
+        for atom in members:
+            self.class_of[atom] = first
+        where = f"{equation.source} in {equation.module or 'the model'}"
+        self.solution.reasons[first] = f"{equation.text} ({where})"
+        if total == 1:
+            self.freeze_class(first, equation)
+
+    def settle(self, difference: Polynomial, equation: Equation) -> None:
+        """Make a polynomial that is zero now stay zero."""
+        p = _without_common_factor(difference)
+        degrees = {len(m) for m in p}
+        variables = {v for m in p for v in m}
+        if degrees == {1} and len(variables) > 1:
+            self.merge(variables, equation)
+        elif max(degrees) <= 1:
+            for variable in variables:
+                self.freeze_class(variable, equation)
+        else:
+            crowded = {v for m in p if len(m) > 1 for v in m}
+            size = {v: min(self.algebra.size(a) for a in self.solution.steps[v]) for v in crowded}
+            self.freeze_class(min(crowded, key=lambda v: (size[v], v)), equation)
+
+    def step(self, equation: Equation) -> bool:
+        """Look at one equation; True if something changed."""
+        tree = equation.tree
+        if isinstance(tree, FromAttribute):
+            key = (tree.module, tree.name)
+            if key not in self.solution.attributes and key not in self.constants:
+                self.solution.attributes[key] = equation.node
+                return True
+        try:
+            numerator, denominator = self.evaluate(tree)
+        except _Unknown:
+            return False
+        difference = _add(_multiply(self.count(equation.node), denominator), numerator, -1)
+        if not difference:
+            return False
+        if set(difference) == {()}:
+            return False
+        self.settle(difference, equation)
+        return True
+
+
+def _attributes(tree: Tree) -> set[tuple[str, str]]:
+    if isinstance(tree, FromAttribute):
+        return {(tree.module, tree.name)}
+    return _attributes(tree.left) | _attributes(tree.right) if isinstance(tree, Arithmetic) else set()
+
+
+def solve(algebra: AxisAlgebra, equations: Iterable[Equation]) -> Solution:
+    """Meet all equations; iterated to a fixed point, since an attribute found late bears on earlier equations."""
+    solver = _Solver(algebra)
+    work = list({(algebra.find(e.node), e.tree): e for e in equations}.values())
+    while True:
+        while sum(solver.step(equation) for equation in work):
+            pass
+        every = set().union(*(_attributes(e.tree) for e in work)) if work else set()
+        open_ones = every - set(solver.solution.attributes) - solver.constants
+        if not open_ones:
+            return solver.solution
+        solver.constants |= open_ones
+
+
+def proportional(steps: Mapping[int, int]) -> bool:
+    """Whether a class constrains anything beyond one free atom."""
+    return len(steps) > 1 or any(step != 1 for step in steps.values())

@@ -1,0 +1,77 @@
+"""Kept units to a complete Plan: which positions of which tensors stay, which attributes change, what every operator's
+output will look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..errors import InputError, UnknownNameError
+from ..types import Attribute, AttributeChange, Cut, Graph, OperatorShape, Plan, TensorCut
+from .counting import positions, size, size_of
+
+
+def plan_from(graph: Graph, keep: Mapping[str, Sequence[int]], criterion: str = "") -> Plan:
+    """Everything that follows from keeping these units.
+
+    Args:
+        graph: of the model.
+        keep: group name -> indices of the units that stay, in any order. Groups not named stay whole.
+        criterion: recorded in the plan.
+
+    Raises:
+        UnknownNameError: no such group. InputError: indices out of range, repeated or none; counts of coupled groups
+        that do not agree.
+    """
+    groups = {g.name: g for g in graph.groups}
+    for name in keep:
+        if name not in groups:
+            raise UnknownNameError.of("group", name, groups)
+    cuts = tuple(
+        Cut(name, groups[name].size, tuple(sorted(int(i) for i in kept)))
+        for name, kept in sorted(keep.items())
+        if len(kept) != groups[name].size
+    )
+    counts = {cut.group: len(cut.keep) for cut in cuts}
+    check_coupled(graph, counts)
+    kept_units = {cut.group: cut.keep for cut in cuts}
+    return Plan(
+        cuts=cuts,
+        tensors=_tensor_cuts(graph, cuts, kept_units),
+        attributes=_attribute_changes(graph.attributes, counts),
+        shapes=tuple(
+            OperatorShape(o.name, o.module, tuple(tuple(size(a, counts) for a in axes) for axes in o.outputs))
+            for o in graph.operators
+        ),
+        inputs=graph.inputs,
+        before=size_of(graph, {}),
+        after=size_of(graph, counts),
+        neutral=all(groups[cut.group].neutral for cut in cuts),
+        criterion=criterion,
+        example=graph.example,
+    )
+
+
+def check_coupled(graph: Graph, counts: Mapping[str, int]) -> None:
+    """Raise unless the groups of every coupled set lose units in proportion."""
+    sizes = {g.name: g.size for g in graph.groups}
+    for coupled in graph.coupled:
+        steps = {n: counts.get(n, sizes[n]) / step for n, step in coupled.steps.items() if n in sizes}
+        if len(set(steps.values())) > 1:
+            given = ", ".join(f"{n}: {counts.get(n, sizes[n])} of {sizes[n]}" for n in list(steps)[:4])
+            why = coupled.reason or "the model says so"
+            raise InputError(f"keep: these groups must shrink in proportion, since {why}; got {given}")
+
+
+def _tensor_cuts(graph: Graph, cuts: tuple[Cut, ...], kept: Mapping[str, Sequence[int]]) -> tuple[TensorCut, ...]:
+    """One cut per tensor dimension that some cut group stands in."""
+    chosen = {cut.group for cut in cuts}
+    touched = {(place.tensor, place.dim): place.axis for g in graph.groups if g.name in chosen for place in g.places}
+    return tuple(
+        TensorCut(tensor, dim, axis.size, tuple(positions(axis, kept).tolist()))
+        for (tensor, dim), axis in sorted(touched.items(), key=lambda item: item[0])
+    )
+
+
+def _attribute_changes(attributes: Sequence[Attribute], counts: Mapping[str, int]) -> tuple[AttributeChange, ...]:
+    changes = ((a, a.axis.size, size(a.axis, counts)) for a in attributes)
+    return tuple(AttributeChange(a.module, a.name, old, new) for a, old, new in changes if old != new)

@@ -1,0 +1,318 @@
+"""Model and example inputs to Graph: record, solve the count equations, name the groups."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import InputError, UnknownNameError
+from ..types import (
+    Attribute,
+    Axis,
+    Concat,
+    Coupled,
+    Fixed,
+    Graph,
+    Group,
+    Operator,
+    Place,
+    Product,
+    Refusal,
+    TensorInfo,
+    Units,
+)
+from . import inputs as example
+from .algebra import SIZE_ONE, Reason
+from .equations import Solution, proportional, solve
+from .provenance import Equation, FromAttribute, Literal, SizeReader, Tree, arm, functional_bodies_visible
+from .recorder import ModuleStack, Recorder
+from .rules import rule_for
+from .running import attempt, has_weights
+
+Keep = Iterable[str | nn.Module | Callable[[str], bool]]
+
+QUIET = {"its size is 1", "a kernel's extent", "its size follows from the input"}
+"""Reasons that are no news: such dimensions never were units."""
+
+
+@dataclass
+class _Recording:
+    recorder: Recorder
+    equations: list[Equation]
+
+
+def trace(model: nn.Module, example_inputs: Any, keep: Keep = (), outputs: str = "keep") -> Graph:
+    """Find which units of a model live or die together.
+
+    Args:
+        model: any module that runs on the inputs; it is only read. Parameters may lie on the meta device.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Use a batch of two or more where
+            you can: an axis of size 1 looks like a broadcast one.
+        keep: modules whose outputs stay whole: names, glob patterns ("layer3.*"), modules, or predicates on names;
+            also full parameter names.
+        outputs: "keep" leaves the model's outputs as they are; "free" lets their axes shrink too.
+
+    Returns:
+        A Graph: `groups`, `unprunable` (each with its reason), `coupled`, and everything needed to count.
+
+    Raises:
+        InputError: the arguments are of the wrong kind. UnknownNameError: a name in `keep` does not exist.
+        TraceError: the model did not run on the inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if outputs not in ("keep", "free"):
+        raise InputError(f"outputs must be 'keep' or 'free', got {outputs!r}")
+    example.check(example_inputs)
+    kept = resolve_keep(model, keep)
+
+    def observe(copied: nn.Module, given: Any, armed: bool) -> _Recording:
+        return _record(copied, given, armed, outputs == "keep")
+
+    metas = [(True, True), (True, False)]
+    recording = attempt(
+        model, example_inputs, observe, [*metas, (False, True), (False, False)] if has_weights(model) else metas
+    )
+    return _build(recording, kept, example_inputs)
+
+
+def resolve_keep(model: nn.Module, keep: Keep) -> dict[str, str]:
+    """Parameter names whose output units stay whole -> what the user wrote."""
+    modules = dict(model.named_modules())
+    names = {id(m): n for n, m in modules.items()}
+    parameters = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    result: dict[str, str] = {}
+    items = [keep] if isinstance(keep, str | nn.Module) else list(keep)
+    for item in items:
+        if isinstance(item, nn.Module):
+            if id(item) not in names:
+                raise InputError(f"keep: this {type(item).__name__} is not a module of the model")
+            matches = [names[id(item)]]
+        elif isinstance(item, str):
+            matches = [n for n in (*modules, *parameters) if n and fnmatch.fnmatchcase(n, item)]
+            if not matches:
+                raise UnknownNameError.of("name in keep=", item, [n for n in (*modules, *parameters) if n])
+        else:
+            predicate: Callable[[str], bool] = item  # type: ignore[assignment]
+            matches = [n for n in (*modules, *parameters) if n and predicate(n)]
+        for match in matches:
+            for parameter in parameters:
+                if parameter == match or parameter.startswith(f"{match}." if match else ""):
+                    result[parameter] = item if isinstance(item, str) else match
+    return result
+
+
+def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _Recording:
+    stack = ModuleStack(model)
+    recorder = Recorder(model, stack, rule_for)
+    if armed:
+        arm(model)
+    given = Reason("it comes from the model's input")
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor):
+            recorder.set(tensor, (recorder.algebra.atom(size, given) for size in tensor.shape))
+    reader = SizeReader(recorder) if armed else None
+    with stack.watching(), functional_bodies_visible() if armed else nullcontext(), recorder, reader or nullcontext():
+        out = example.call(model, inputs)
+    if keep_outputs:
+        _freeze_outputs(recorder, out)
+    equations = list(reader.equations) if reader else []
+    return _Recording(recorder, equations + _group_equations(recorder, model))
+
+
+def _freeze_outputs(recorder: Recorder, out: Any) -> None:
+    """Outputs stay as they are. Of a model output with named fields only the main one counts: the others (caches,
+    hidden states) would pin the model's width."""
+    fields = getattr(out, "to_tuple", None)
+    leaves = tree_leaves(out) if fields is None else tree_leaves(fields()[0])
+    reason = Reason("it is the model's output", remedy='trace with outputs="free" to let outputs shrink')
+    for tensor in leaves:
+        if isinstance(tensor, Tensor) and recorder.known(tensor):
+            for axis in recorder.axes(tensor):
+                recorder.algebra.freeze(axis, reason)
+
+
+def _group_equations(recorder: Recorder, model: nn.Module) -> list[Equation]:
+    """Numbers of groups of grouped convolutions and norms follow the `groups` attribute of the layer, if it has one."""
+    result = []
+    modules = dict(model.named_modules())
+    for node, tree, module, attribute in recorder.group_equations:
+        owner = modules.get(module)
+        value = recorder.algebra.size(node)
+        source: Tree = tree if isinstance(tree, FromAttribute) else Literal(value)
+        if isinstance(owner, (nn.modules.conv._ConvNd, nn.GroupNorm)):
+            source = FromAttribute(module, attribute, value)
+        result.append(Equation(node, source, "a grouped operator has this many groups", module, ""))
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------- the graph
+
+
+def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
+    recorder, algebra = recording.recorder, recording.recorder.algebra
+    for name, asked in kept.items():
+        known = recorder.named.get(name)
+        if known is not None:
+            dims = [d for d, r in known.roles.items() if r in ("out", "scale", "shift")] or [0]
+            for dim in dims:
+                if dim < len(known.axes):
+                    algebra.freeze(known.axes[dim], Reason(f"keep={asked!r} protects it"))
+    _freeze_orphans(recorder)
+    solution = solve(algebra, recording.equations)
+    names = _name_atoms(recorder)
+    axis = _Converter(recorder, names)
+    return Graph(
+        groups=_groups(recorder, names, axis),
+        unprunable=tuple(_refusals(recorder)),
+        coupled=tuple(_coupled(solution, names)),
+        tensors={
+            n: TensorInfo(tuple(map(axis, t.axes)), t.itemsize, t.is_parameter, tuple(t.aliases))
+            for n, t in recorder.named.items()
+        },
+        operators=tuple(_operators(recorder, axis)),
+        attributes=tuple(_attributes(recorder, solution, axis)),
+        inputs=example.describe(inputs),
+        batch=example.batch_size(inputs),
+        uncounted=tuple(sorted(recorder.unknown)),
+        example=inputs,
+    )
+
+
+def _freeze_orphans(recorder: Recorder) -> None:
+    """Atoms in no parameter cannot be pruned by slicing anything: they stay as they are."""
+    algebra = recorder.algebra
+    owned = {a for named in recorder.named.values() if named.is_parameter for x in named.axes for a in algebra.atoms(x)}
+    reason = Reason("no parameter has it")
+    for node in range(len(algebra)):
+        if algebra.find(node) == node and algebra.kind(node) == "atom" and node not in owned:
+            algebra.freeze(node, reason)
+
+
+def _name_atoms(recorder: Recorder) -> dict[int, str]:
+    """Free atom -> group name, after the module that makes the units."""
+    algebra = recorder.algebra
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    ranked = sorted(recorder.named.values(), key=lambda n: (not n.is_parameter, "out" not in n.roles.values()))
+    for only_out in (True, False):
+        for named in ranked:
+            for dim, axis in enumerate(named.axes):
+                if only_out and named.roles.get(dim) != "out":
+                    continue
+                for atom, suffix in _labelled(recorder, axis):
+                    if atom not in names:
+                        base = named.name.removesuffix(".weight") if only_out else f"{named.name}:{dim}"
+                        name = base + suffix
+                        while name in taken:
+                            name += "'"
+                        names[atom] = name
+                        taken.add(name)
+    del algebra
+    return names
+
+
+def _labelled(recorder: Recorder, axis: int) -> Iterator[tuple[int, str]]:
+    """The free atoms of an axis, each with where it stands: "[8:24]" in a concatenation, "/0" in a product."""
+    algebra = recorder.algebra
+    kind = algebra.kind(axis)
+    if kind == "atom":
+        atom = algebra.find(axis)
+        if algebra.atom_frozen(atom) is None:
+            yield atom, ""
+        return
+    offset = 0
+    for index, part in enumerate(algebra.parts(axis)):
+        size = algebra.size(part)
+        label = f"/{index}" if kind == "product" else f"[{offset}:{offset + size}]"
+        for atom, suffix in _labelled(recorder, part):
+            yield atom, label + suffix
+        offset += size
+
+
+class _Converter:
+    """Axis nodes to axis expressions, each made once."""
+
+    def __init__(self, recorder: Recorder, names: dict[int, str]) -> None:
+        self._algebra = recorder.algebra
+        self._names = names
+        self._made: dict[int, Axis] = {}
+
+    def __call__(self, node: int) -> Axis:
+        root = self._algebra.find(node)
+        if root not in self._made:
+            self._made[root] = self._make(root)
+        return self._made[root]
+
+    def _make(self, root: int) -> Axis:
+        algebra = self._algebra
+        if root in self._names:
+            return Units(self._names[root], algebra.size(root))
+        if algebra.kind(root) == "atom" or algebra.frozen(root) is not None:
+            return Fixed(algebra.size(root))
+        parts = tuple(self(part) for part in algebra.parts(root))
+        return Product(parts) if algebra.kind(root) == "product" else Concat(parts)
+
+
+def _groups(recorder: Recorder, names: dict[int, str], axis: Callable[[int], Axis]) -> tuple[Group, ...]:
+    algebra = recorder.algebra
+    places: dict[int, list[Place]] = {atom: [] for atom in names}
+    for name, named in recorder.named.items():
+        for dim, node in enumerate(named.axes):
+            for atom in algebra.atoms(node):
+                if atom in places:
+                    places[atom].append(Place(name, dim, axis(node), named.roles.get(dim, "other")))
+    order = {name: i for i, name in enumerate(recorder.named)}
+    tags = {algebra.find(a): why for node, why in recorder.not_neutral.items() for a in algebra.atoms(node)}
+
+    def group(atom: int) -> Group:
+        why = tags.get(atom, "")
+        return Group(names[atom], algebra.size(atom), tuple(places[atom]), not why, why)
+
+    made = [group(atom) for atom in names]
+    return tuple(sorted(made, key=lambda g: min(order[p.tensor] for p in g.places)))
+
+
+def _refusals(recorder: Recorder) -> Iterator[Refusal]:
+    """Parameter dimensions that cannot shrink, wholly or in part, and why; one entry per dimension and reason."""
+    algebra = recorder.algebra
+    for name, named in recorder.named.items():
+        if not named.is_parameter:
+            continue
+        for dim, node in enumerate(named.axes):
+            reasons = {algebra.atom_frozen(a) for a in algebra.atoms(node)} - {None, SIZE_ONE}
+            for reason in reasons:
+                assert reason is not None
+                if reason.text not in QUIET:
+                    what = f"{name} dimension {dim} ({algebra.size(node)})"
+                    yield Refusal(what, reason.text, reason.operator, reason.module, reason.source, reason.remedy)
+
+
+def _coupled(solution: Solution, names: dict[int, str]) -> Iterator[Coupled]:
+    for chosen, steps in solution.steps.items():
+        if proportional(steps):
+            yield Coupled({names[a]: step for a, step in steps.items()}, solution.reasons.get(chosen, ""))
+
+
+def _operators(recorder: Recorder, axis: Callable[[int], Axis]) -> Iterator[Operator]:
+    for call in recorder.calls:
+        yield Operator(
+            call.name,
+            call.module,
+            call.source,
+            tuple(tuple(map(axis, axes)) for axes in call.outputs),
+            tuple((coefficient, tuple(map(axis, nodes))) for coefficient, nodes in call.multiply_adds),
+            call.weight,
+        )
+
+
+def _attributes(recorder: Recorder, solution: Solution, axis: Callable[[int], Axis]) -> Iterator[Attribute]:
+    for (module, name), node in solution.attributes.items():
+        if recorder.algebra.frozen(node) is None:
+            yield Attribute(module, name, axis(node))
