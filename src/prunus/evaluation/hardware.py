@@ -29,7 +29,7 @@ def precision_of(model: nn.Module) -> str:
             counts[name] = counts.get(name, 0) + parameter.numel()
     name = max(counts, key=lambda key: counts[key]) if counts else "no floating parameters"
     kind = device_of(model).type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return f"{name}, autocast to {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}"
     return name
 
