@@ -148,12 +148,7 @@ def size_of(graph: Graph, counts: Counts | None = None) -> Size:
 
 
 class RunningSize:
-    """The size of a graph while counts change a few groups at a time: only what they touch is counted again.
-
-    >>> running = RunningSize(graph, {"conv1": 8})       # doctest: +SKIP
-    >>> running.preview({"conv1": 9}).macs               # doctest: +SKIP
-    >>> running.update({"conv1": 9})                     # doctest: +SKIP
-    """
+    """The size of a graph while counts change a few groups at a time: only what they touch is counted again."""
 
     def __init__(self, graph: Graph, counts: Counts | None = None) -> None:
         self._costs = _costs(graph)

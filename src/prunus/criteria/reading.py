@@ -1,0 +1,114 @@
+"""How a group's tensors become what criteria take: (units, elements) matrices and (units,) vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, ShapeError
+from ..graph.counting import unit_positions
+from ..types import Graph, Place, Statistics, unit_key
+
+
+def unit_matrix(tensor: Tensor, place: Place, group: str) -> Tensor:
+    """What belongs to each unit of the group in one dimension of a tensor: (units, elements), a floating point tensor.
+
+    Half precision becomes float32. If every unit is one position, in order, the result is a view.
+
+    Raises:
+        ShapeError: the tensor does not have the dimension that the place says.
+    """
+    if tensor.dim() <= place.dim or tensor.shape[place.dim] != place.axis.size:
+        raise ShapeError(
+            f"{place.tensor} has shape {tuple(tensor.shape)}, but the graph has {place.axis.size} positions in its "
+            f"dimension {place.dim}: score the model that was traced, or trace this one"
+        )
+    if tensor.dtype in (torch.float16, torch.bfloat16) or not tensor.is_floating_point():
+        tensor = tensor.float()
+    rows = tensor.detach().movedim(place.dim, 0).reshape(place.axis.size, -1)
+    positions = unit_positions(place.axis, group)
+    if positions.shape == (len(rows), 1) and np.array_equal(positions[:, 0], np.arange(len(rows))):
+        return rows
+    index = torch.from_numpy(positions).to(rows.device)
+    return rows[index.reshape(-1)].reshape(len(positions), -1)
+
+
+class Source:
+    """Where the arguments of a criterion's function come from: the model's tensors, statistics, a seed."""
+
+    def __init__(
+        self, graph: Graph, tensors: Mapping[str, Tensor], statistics: Statistics | None, seed: int = 0
+    ) -> None:
+        self._graph = graph
+        self._tensors = tensors
+        self._statistics = statistics
+        self._seed = seed
+        self._checked: set[str] = set()
+
+    def read(self, need: str, group: str, place: Place) -> Tensor | torch.Generator | None:
+        """The argument `need` for one place of a group; None where the statistics have nothing for this place.
+
+        Raises:
+            InputError: a tensor is missing or not finite, or the need was not collected.
+        """
+        if need == "generator":
+            return self._generator(group)
+        if need == "weight":
+            return unit_matrix(self._tensor(place.tensor), place, group)
+        collected = self._collected(need)
+        name = self._name_in(collected, place.tensor)
+        if name is not None:
+            return unit_matrix(collected[name], place, group)
+        return collected.get(unit_key(group, place))
+
+    def _name_in(self, mapping: Mapping[str, Tensor], name: str) -> str | None:
+        """Which of a tensor's names (tied weights have several) the mapping knows it by."""
+        info = self._graph.tensors.get(name)
+        names = (name, *info.aliases) if info else (name,)
+        return next((n for n in names if n in mapping), None)
+
+    def _generator(self, group: str) -> torch.Generator:
+        # From the name too, so that a group's draw does not depend on the groups before it.
+        mixed = np.random.SeedSequence([self._seed, *group.encode()]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+    def _tensor(self, name: str) -> Tensor:
+        found = self._name_in(self._tensors, name)
+        if found is None:
+            raise InputError(
+                f"the graph reads {name!r}, which the given tensors do not have: give the model that was traced"
+            )
+        tensor = self._tensors[found]
+        if found not in self._checked:
+            _check(found, tensor)
+            self._checked.add(found)
+        return tensor
+
+    def _collected(self, need: str) -> Mapping[str, Tensor]:
+        if self._statistics is None or need not in self._statistics.values:
+            has = sorted(self._statistics.values) if self._statistics else "none were given"
+            raise InputError(
+                f"the criterion needs the statistic {need!r}, but the statistics hold {has}: "
+                f"statistics=prunus.collect(model, batches, [{need!r}], graph=graph)"
+            )
+        return self._statistics.values[need]
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise InputError(f"{name!r} has no values (it is on the meta device): load the weights before scoring")
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise InputError(
+            f"{name!r} holds NaN or infinity in {bad} of its {tensor.numel()} entries: "
+            f"the training diverged or the file is damaged; load a sound checkpoint"
+        )
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a model under every name that they have."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    return {**tensors, **dict(model.named_buffers(remove_duplicate=False))}

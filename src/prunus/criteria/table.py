@@ -1,0 +1,165 @@
+"""The criteria by name, what each one needs, and how a user's own callable becomes one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..errors import InputError, UnknownNameError
+from ..types import Role
+from . import gradients, weights
+
+Reduction = Literal["mean", "sum", "max", "first"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that a criterion's function takes as the argument of that name.
+
+    `per_unit`: the argument is (units,), else (units, elements). `data`: it has to be collected from data.
+    """
+
+    per_unit: bool
+    data: bool
+    what: str
+
+
+NEEDS: Mapping[str, Need] = MappingProxyType(
+    {
+        "weight": Need(False, False, "the weights"),
+        "generator": Need(True, False, "a seeded torch.Generator"),
+        "weight_gradient": Need(False, True, "mean gradient of the loss over all examples"),
+        "weight_gradient_square": Need(False, True, "mean over mini-batches of the squared gradient"),
+        "unit_taylor": Need(True, True, "mean over mini-batches of (sum over the unit of g w)^2"),
+        "gate_taylor": Need(True, True, "mean over mini-batches of (gamma dgamma + beta dbeta)^2"),
+        "activation_taylor": Need(True, True, "mean over examples of |mean over positions of dL/dA A|"),
+        "activation_taylor_abs": Need(True, True, "mean over examples of the mean over positions of |dL/dA A|"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score per unit from plain tensors.
+
+    `function` takes one keyword argument per name in `needs`, for one place (tensor and dimension) of a group, and
+    returns (units,) scores; higher means keep. `places` are the roles of the places that it reads, an empty tuple
+    means any. `reduction` combines the scores of a group's places.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    needs: frozenset[str]
+    places: tuple[Role, ...] = ("out",)
+    reduction: Reduction = "mean"
+    paper: str = ""
+
+    @property
+    def data_needs(self) -> frozenset[str]:
+        """What `prunus.collect` has to collect for it; empty for a criterion that needs no data."""
+        return frozenset(need for need in self.needs if NEEDS[need].data)
+
+
+def _criterion(
+    function: Callable[..., Tensor],
+    *needs: str,
+    places: tuple[Role, ...] = ("out",),
+    reduction: Reduction = "mean",
+    paper: str = "",
+) -> Criterion:
+    return Criterion(function.__name__, function, frozenset(needs), places, reduction, paper)
+
+
+_LI = "Li et al., ICLR 2017, arXiv:1608.08710"
+_SFP = "He et al., IJCAI 2018, arXiv:1808.06866"
+_FPGM = "He et al., CVPR 2019, arXiv:1811.00250"
+_SLIMMING = "Liu et al., ICCV 2017, arXiv:1708.06519"
+_TAYLOR_WEIGHT = "Molchanov et al., CVPR 2019, arXiv:1906.10771"
+_TAYLOR_ACTIVATION = "Molchanov et al., ICLR 2017, arXiv:1611.06440"
+
+CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+    {
+        criterion.name: criterion
+        for criterion in (
+            # Averaging over places would draw the scores of widely shared groups to the middle: one draw per group.
+            _criterion(weights.random, "weight", "generator", places=(), reduction="first"),
+            _criterion(weights.l1_norm, "weight", paper=_LI),
+            _criterion(weights.l2_norm, "weight", paper=_SFP),
+            _criterion(weights.lp_norm, "weight", paper=_SFP),
+            _criterion(weights.geometric_median, "weight", paper=_FPGM),
+            _criterion(weights.batchnorm_scale, "weight", places=("scale",), paper=_SLIMMING),
+            _criterion(gradients.taylor_weight, "weight", "weight_gradient_square", paper=_TAYLOR_WEIGHT),
+            _criterion(gradients.taylor_joint, "unit_taylor", paper=_TAYLOR_WEIGHT),
+            _criterion(gradients.taylor_gate, "gate_taylor", places=("scale",), paper=_TAYLOR_WEIGHT),
+            _criterion(gradients.taylor_activation, "activation_taylor", paper=_TAYLOR_ACTIVATION),
+            _criterion(gradients.taylor_activation_abs, "activation_taylor_abs", paper=_TAYLOR_ACTIVATION),
+        )
+    }
+)
+
+
+def criterion_of(given: str | Criterion | Callable[..., Tensor], **options: Any) -> Criterion:
+    """The criterion that a name, a Criterion or a user's callable stands for, with its options set.
+
+    A callable is read by its signature: the names of its required parameters are its needs (see `NEEDS`); with one
+    required parameter of another name it gets the weights, (units, elements). It returns (units,) scores.
+
+    >>> criterion_of("lp_norm", p=1).needs
+    frozenset({'weight'})
+    >>> criterion_of(lambda w: w.amax(1)).needs
+    frozenset({'weight'})
+
+    Raises:
+        UnknownNameError: no criterion of that name.
+        InputError: not a criterion, or an option that it does not have.
+    """
+    if isinstance(given, str):
+        if given not in CRITERIA:
+            raise UnknownNameError.of("criterion", given, CRITERIA)
+        criterion = CRITERIA[given]
+    elif isinstance(given, Criterion):
+        criterion = given
+    elif callable(given):
+        criterion = _from_callable(given)
+    else:
+        raise InputError(f"criterion must be a name, a Criterion or a callable, got {type(given).__name__}")
+    unknown_needs = criterion.needs - NEEDS.keys()
+    if unknown_needs:
+        raise UnknownNameError.of("need of a criterion", min(unknown_needs), NEEDS)
+    if not options:
+        return criterion
+    known = [name for name in _parameters(criterion.function) if name not in criterion.needs]
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise InputError(f"criterion {criterion.name!r} has no option {option!r}: {has}")
+    return replace(criterion, function=functools.partial(criterion.function, **options))
+
+
+def _from_callable(function: Callable[..., Tensor]) -> Criterion:
+    name = getattr(function, "__name__", type(function).__name__)
+    parameters = _parameters(function)
+    required = [n for n, p in parameters.items() if p.default is p.empty] or list(parameters)[:1]
+    if required and all(n in NEEDS for n in required):
+        return Criterion(name, function, frozenset(required))
+    if len(required) == 1:
+        return Criterion(name, lambda weight: function(weight), frozenset({"weight"}))
+    raise InputError(
+        f"criterion {name!r} takes {', '.join(required) or 'no arguments'}: let it take one argument, the weights "
+        f"(units, elements), or name its arguments after what it needs, out of {', '.join(NEEDS)}"
+    )
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some C functions have no signature: taken as functions of the weights
+        return {"weight": inspect.Parameter("weight", inspect.Parameter.POSITIONAL_OR_KEYWORD)}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in parameters.items() if p.kind not in variadic}
