@@ -84,8 +84,13 @@ class AxisAlgebra:
 
     def _flatten(self, kind: str, parts: Sequence[int]) -> tuple[int, ...]:
         flat: list[int] = []
-        for part in map(self.find, parts):
-            flat.extend(self.parts(part) if self._nodes[part].kind == kind else (part,))
+        pending = list(parts)[::-1]
+        while pending:
+            part = self.find(pending.pop())
+            if self._nodes[part].kind == kind:
+                pending.extend(self._nodes[part].parts[::-1])
+            else:
+                flat.append(part)
         return tuple(flat)
 
     # --------------------------------------------------------------------------------------------------- inspection
