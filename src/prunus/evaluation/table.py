@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import accuracy, calibration, fairness, uncertainty
+from . import accuracy, calibration, fairness, latency, memory, size, uncertainty
 from .context import Measure
 
 MEASURES: Mapping[str, Measure] = {
@@ -12,4 +12,7 @@ MEASURES: Mapping[str, Measure] = {
     **calibration.MEASURES,
     **uncertainty.MEASURES,
     **fairness.MEASURES,
+    **size.MEASURES,
+    **latency.MEASURES,
+    **memory.MEASURES,
 }
