@@ -1,0 +1,251 @@
+"""Prove that a cut model is what its plan says: shapes of every operator, and outputs against zeroing.
+
+Everything is done on copies in eval mode: buffers, gradients, train flags and random states stay as they are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
+
+from ..errors import SurgeryError, TraceError, VerificationError
+from ..graph import inputs as example_inputs
+from ..graph import shapes_of
+from ..types import OperatorShape, Plan
+from . import tensors
+
+Recorder = Callable[[nn.Module, Any], Sequence[OperatorShape]]
+"""Runs a model on inputs and returns the output shapes of every operator, in order."""
+
+PRECISIONS = ((torch.float64, 1e-5), (torch.float32, 1e-4))
+"""Types to compare outputs in, best first, each with its tolerance relative to the largest output."""
+
+FLOOR = 1e-9
+"""Differences below this are rounding, however small the outputs are."""
+
+LAYOUT_OPERATORS = frozenset(
+    f"aten::{name}"
+    for name in "clone contiguous _to_copy copy_ copy view _unsafe_view _reshape_alias expand t transpose".split()
+)
+"""Operators that only lay out memory: a smaller tensor may need more or fewer of them."""
+
+
+def verify(dense: nn.Module, cut: nn.Module, plan: Plan, *, record: Recorder = shapes_of) -> None:
+    """Check a cut model against its plan and the dense model. Changes neither.
+
+    Raises:
+        VerificationError: names the first difference: operator, module, what was expected and what came.
+    """
+    check_shapes(cut, plan, record)
+    if tensors.device_of(dense).type != "meta":
+        check_values(dense, cut, plan)
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+
+
+def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
+    """Trace the cut model and compare the output shapes of every operator with `plan.shapes`.
+
+    The two sequences are aligned by module path and operator name, since a model that caches, or a tensor that became
+    contiguous, may add or drop an operator elsewhere.
+    """
+    if not plan.shapes:
+        return
+    with untouched_randomness(cut):
+        try:
+            recorded = record(cut, _example(plan))
+        except TraceError as error:
+            raise VerificationError(f"the cut model does not run: {error.__cause__ or error}") from error
+    expected, found = _by_place(plan.shapes), _by_place(recorded)
+    for (module, name), shapes in expected.items():
+        got = found.get((module, name), [])
+        for index, (want, have) in enumerate(zip(shapes, got)):
+            if want != have:
+                call = f" (call {index + 1})" if len(shapes) > 1 else ""
+                raise VerificationError(
+                    f"operator {name} in module {module!r}{call} was to give shape {_text(want)}, "
+                    f"but gives {_text(have)}"
+                )
+        if len(shapes) != len(got) and name not in LAYOUT_OPERATORS:
+            raise VerificationError(
+                f"operator {name} in module {module!r} was to run {len(shapes)} times, but runs {len(got)} times"
+            )
+    for module, name in found.keys() - expected.keys():
+        if name not in LAYOUT_OPERATORS:
+            raise VerificationError(f"operator {name} in module {module!r} runs, but the dense model does not run it")
+
+
+def _by_place(operators: Sequence[OperatorShape]) -> dict[tuple[str, str], list[tuple[tuple[int, ...], ...]]]:
+    places: dict[tuple[str, str], list[tuple[tuple[int, ...], ...]]] = defaultdict(list)
+    for operator in operators:
+        places[operator.module, operator.name].append(operator.shapes)
+    return places
+
+
+def _text(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(shapes)
+
+
+# ------------------------------------------------------------------------------------------------------------ values
+
+
+def masked_copy(dense: nn.Module, plan: Plan, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of the dense model with zeros in every position that the plan removes, in eval mode.
+
+    A running variance gets ones there, so that a removed channel is 0 / 1 and not 0 / 0. With `dtype` all floating
+    point tensors are converted.
+    """
+    keeps: dict[int, list[tuple[int, tuple[int, ...], float]]] = defaultdict(list)
+    for tensor_cut in plan.tensors:
+        fill = 1.0 if tensor_cut.tensor.rpartition(".")[2] == "running_var" else 0.0
+        keeps[id(tensors.find(dense, tensor_cut.tensor))].append((tensor_cut.dim, tensor_cut.keep, fill))
+
+    def masked(old: Tensor) -> Tensor | None:
+        if id(old) not in keeps and dtype is None:
+            return None
+        return tensors.converted(old, lambda data: _masked(_cast(data, dtype), keeps.get(id(old), [])))
+
+    return tensors.copy_with(dense, masked).eval()
+
+
+def _masked(data: Tensor, keeps: list[tuple[int, tuple[int, ...], float]]) -> Tensor:
+    data = data.clone()
+    for dim, keep, fill in keeps:
+        gone = torch.ones(data.shape[dim], dtype=torch.bool)
+        gone[list(keep)] = False
+        data.index_fill_(dim, gone.nonzero().flatten().to(data.device), fill)
+    return data
+
+
+def _cast(data: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return data.to(dtype) if dtype is not None and data.is_floating_point() else data
+
+
+def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> None:
+    """Compare the cut model's outputs with those of the masked dense model; of a plan that is not neutral, only that
+    they are finite wherever the dense model's are.
+
+    Compared in float64 to 1e-5 of the largest output; in float32 to 1e-4 where a model does not run in float64.
+
+    Raises:
+        VerificationError: the outputs differ, or the cut model does not run.
+        SurgeryError: the dense model itself does not run on the example inputs.
+    """
+    failure: Exception | None = None
+    example = tree_map_only(Tensor, lambda t: t.to(tensors.device_of(dense)), _example(plan))
+    for dtype, tolerance in PRECISIONS:
+        reference = masked_copy(dense, plan, dtype) if plan.neutral else _converted_copy(dense, dtype)
+        for given in _batches(example):
+            try:
+                expected = _run(reference, given, dtype)
+            except Exception as error:  # a constant that stays float32, or a batch size written into the model
+                failure = error
+                continue
+            _compare(reference, expected, cut, given, dtype, tolerance if plan.neutral else None)
+            return
+    raise SurgeryError(
+        f"the dense model does not run on the example inputs ({type(failure).__name__}: {failure}), so the cut cannot "
+        "be checked: trace with example inputs that it runs on, or apply with verify=False"
+    ) from failure
+
+
+def _compare(
+    reference: nn.Module,
+    expected: list[tuple[str, Tensor]],
+    cut: nn.Module,
+    given: Any,
+    dtype: torch.dtype,
+    tolerance: float | None,
+) -> None:
+    """Run the cut model on `given` and compare; without a tolerance only ask for finite outputs."""
+    try:
+        got = _run(_converted_copy(cut, dtype), given, dtype)
+    except Exception as error:
+        raise VerificationError(f"the cut model does not run: {type(error).__name__}: {error}") from error
+    if tolerance is None:
+        _compare_finite(expected, got)
+    elif (difference := _difference(expected, got, tolerance)) and not _is_random(reference, given, dtype):
+        raise VerificationError(difference)
+
+
+def _example(plan: Plan) -> Any:
+    return example_inputs.make(plan.inputs) if plan.example is None else plan.example
+
+
+def _batches(example: Any) -> Iterator[Any]:
+    """One sample is enough, when all inputs agree on what a batch is; where that does not run, the whole example."""
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in tree_leaves(example) if isinstance(leaf, Tensor)}
+    if len(sizes) == 1 and sizes.pop() > 1:
+        yield tree_map_only(Tensor, lambda tensor: tensor[:1], example)
+    yield example
+
+
+def _converted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return tensors.copy_with(model, lambda old: tensors.converted(old, lambda data: _cast(data, dtype).clone())).eval()
+
+
+def _run(model: nn.Module, example: Any, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+    with untouched_randomness(model), torch.no_grad():
+        torch.manual_seed(0)
+        output = example_inputs.call(model, tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), example))
+    return [(keystr(path), leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)]
+
+
+def _difference(expected: list[tuple[str, Tensor]], got: list[tuple[str, Tensor]], tolerance: float) -> str:
+    """How the outputs differ by more than `tolerance` times the largest expected magnitude; "" when they do not."""
+    if len(expected) != len(got):
+        return f"the model was to give {len(expected)} output tensors, but gives {len(got)}"
+    for (path, want), (_, have) in zip(expected, got):
+        where = f"output {path}" if path else "the output"
+        if want.shape != have.shape:
+            return f"{where} was to have shape {tuple(want.shape)}, but has {tuple(have.shape)}"
+        if not want.is_floating_point():
+            continue  # an argmax of nearly equal values may fall either way
+        if not torch.equal(want.isfinite(), have.isfinite()):
+            return f"{where} is finite elsewhere than the masked model's"
+        want, have = want.nan_to_num(0.0, 0.0, 0.0), have.nan_to_num(0.0, 0.0, 0.0)
+        largest = want.abs().max().item() if want.numel() else 0.0
+        worst = (want - have).abs().max().item() if want.numel() else 0.0
+        if worst > tolerance * largest + FLOOR:
+            return (
+                f"{where} differs by {worst:.3g} from that of the model with zeros in the place of what was removed "
+                f"(largest value {largest:.3g}, allowed {tolerance * largest + FLOOR:.3g})"
+            )
+    return ""
+
+
+def _compare_finite(expected: list[tuple[str, Tensor]], got: list[tuple[str, Tensor]]) -> None:
+    if all(tensor.isfinite().all() for _, tensor in expected if tensor.is_floating_point()):
+        for path, tensor in got:
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise VerificationError(f"output {path or 'tensor'} of the cut model holds NaN or infinity")
+
+
+def _is_random(model: nn.Module, example: Any, dtype: torch.dtype) -> bool:
+    """Whether the model draws random numbers in eval mode, so that two models cannot be compared by their outputs."""
+    with untouched_randomness(model), torch.no_grad():
+        before = torch.get_rng_state()
+        example_inputs.call(model, tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), example))
+        return not torch.equal(before, torch.get_rng_state())
+
+
+@contextmanager
+def untouched_randomness(model: nn.Module) -> Iterator[None]:
+    """Restore the random states of torch (also on the model's devices), NumPy and Python afterwards."""
+    devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the model may use the global state
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
