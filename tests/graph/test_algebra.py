@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from prunus.graph.algebra import AxisAlgebra, Reason
 from prunus.graph.recorder import ModuleStack, Recorder
 from prunus.graph.rules import rule_for
-from torch import Tensor, nn
 
 
 def show(algebra: AxisAlgebra, node: int) -> str:

@@ -156,6 +156,9 @@ class Equation:
     source: str
 
 
+_SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
 class SizeReader(TorchFunctionMode):
     """Notes which sizes the model's code asks for."""
 
@@ -168,7 +171,7 @@ class SizeReader(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.shape.__get__ or func is torch.Tensor.size:
+        if func == _SHAPE or func is torch.Tensor.size:
             return self._read(func, args, kwargs)
         name = getattr(func, "__name__", "")
         if name in _GROUP_ARGUMENT:
