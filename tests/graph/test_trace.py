@@ -19,7 +19,8 @@ from prunus.graph.rules import RULES, keep_axes, register
 from prunus.types import Graph
 
 _spec = importlib.util.spec_from_file_location("architectures", Path(__file__).with_name("architectures.py"))
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 architectures: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(architectures)
 
@@ -62,7 +63,7 @@ def test_grouped_queries_keep_heads_repeats_and_widths_apart():
 
 
 def test_fused_heads_are_groups_and_their_attributes_follow():
-    model, x, graph = traced("fused_heads")
+    model, _, graph = traced("fused_heads")
     plan = plan_from(graph, {"qkv/1": [0, 3], "qkv/2": [0, 1, 2, 5, 6]})
     smaller = prunus.apply(model, plan)
     assert (smaller.num_heads, smaller.head_dim, smaller.inner) == (2, 5, 10)
