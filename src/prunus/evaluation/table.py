@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import accuracy, calibration, fairness, latency, memory, size, uncertainty
+from . import accuracy, calibration, energy, fairness, latency, memory, robustness, size, uncertainty
 from .context import Measure
 
 MEASURES: Mapping[str, Measure] = {
@@ -15,4 +15,6 @@ MEASURES: Mapping[str, Measure] = {
     **size.MEASURES,
     **latency.MEASURES,
     **memory.MEASURES,
+    **energy.MEASURES,
+    **robustness.MEASURES,
 }
