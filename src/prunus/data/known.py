@@ -38,9 +38,8 @@ def digits() -> DataSource:
     rest, test = split_off(labels, 360 / 1797, seed=0)
     train, validation = split_off(labels[rest], 180 / 1437, seed=0)
     parts = {"train": rest[train], "validation": rest[validation], "test": test}
-    return from_arrays(
-        About("digits", _DIGITS), {part: (images[chosen], labels[chosen]) for part, chosen in parts.items()}
-    )
+    about = About("digits", _DIGITS, augmentation=ShiftFlip(1, flip=False))
+    return from_arrays(about, {part: (images[chosen], labels[chosen]) for part, chosen in parts.items()})
 
 
 def mnist(root: Path, *, seed: int, validation: float) -> DataSource:

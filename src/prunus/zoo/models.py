@@ -48,6 +48,10 @@ _CIFAR = (3, 32, 32)
 MODELS: Mapping[str, ZooEntry] = {
     "lenet300": ZooEntry(LeNet300100, (1, 28, 28), 10, _LENET, 266_610, 266_200),
     "lenet5": ZooEntry(LeNet5, (1, 28, 28), 10, _LENET, 431_080, 2_293_000),
+    "resnet_digits": ZooEntry(
+        partial(ResNet, 1, widths=(32, 64, 128), in_channels=1), (1, 8, 8), 10, _RESNET, 297_450, 2_968_832
+    ),
+    "resnet8": ZooEntry(partial(ResNet, 1), _CIFAR, 10, _RESNET, 75_290, 12_239_488),
     "resnet20": ZooEntry(partial(ResNet, 3), _CIFAR, 10, _RESNET, 269_722, 40_551_040),
     "resnet32": ZooEntry(partial(ResNet, 5), _CIFAR, 10, _RESNET, 464_154, 68_862_592),
     "resnet44": ZooEntry(partial(ResNet, 7), _CIFAR, 10, _RESNET, 658_586, 97_174_144),
