@@ -3,5 +3,20 @@
 from __future__ import annotations
 
 from .cut import apply, plans_of
+from .files import check_writable, read_weights
+from .serialise import from_json, to_json
+from .store import Manifest, load, read_manifest, read_plans, save
 
-__all__ = ["apply", "plans_of"]
+__all__ = [
+    "apply",
+    "plans_of",
+    "save",
+    "load",
+    "Manifest",
+    "read_manifest",
+    "read_plans",
+    "read_weights",
+    "check_writable",
+    "to_json",
+    "from_json",
+]
