@@ -37,8 +37,10 @@ def wilson(successes: int, n: int, z: float = Z95) -> Spread:
     p = successes / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # At p = 0 and p = 1 the interval ends exactly there; rounding must not push it past.
-    return Spread(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), "95% Wilson interval", n)
+    # At p = 0 and p = 1 the interval ends exactly there; rounding must not move that end.
+    low = 0.0 if successes == 0 else float((centre - half) / scale)
+    high = 1.0 if successes == n else float((centre + half) / scale)
+    return Spread(low, high, "95% Wilson interval", n)
 
 
 def mean_interval(values: np.ndarray, z: float = Z95) -> Spread | None:

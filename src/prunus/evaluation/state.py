@@ -74,7 +74,7 @@ def _one_left_as_was(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 buffer.data = buffer.data.to(value.device)
-                if not torch.equal(buffer, value):
+                if not value.is_meta and not torch.equal(buffer, value):
                     buffer.copy_(value)
                 module._buffers[name] = buffer
         for module, training in modes.items():
