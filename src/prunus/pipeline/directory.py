@@ -75,7 +75,9 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            raise StoredFileError(f"{str(self.path / name)!r} is damaged ({error}): delete it to start afresh") from None
+            raise StoredFileError(
+                f"{str(self.path / name)!r} is damaged ({error}): delete it to start afresh"
+            ) from None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

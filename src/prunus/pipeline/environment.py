@@ -10,8 +10,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("prunus", "torch", "numpy", "accelerate", "safetensors", "pydantic", "scikit-learn", "onnx", "onnxruntime", "onnxscript")
-INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "sve", "bf16", "i8mm")
+PACKAGES = (
+    "prunus",
+    "torch",
+    "numpy",
+    "accelerate",
+    "safetensors",
+    "pydantic",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+)
+INSTRUCTIONS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "neon",
+    "asimd",
+    "sve",
+    "bf16",
+    "i8mm",
+)
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -42,7 +66,9 @@ def versions() -> dict[str, str]:
 def cpu_name() -> str:
     """The processor's own name where the system tells it."""
     if sys.platform == "darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
         if asked.returncode == 0:
             return asked.stdout.strip()
     return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown processor"

@@ -53,7 +53,9 @@ def _plain(source: Recipe | Mapping[str, Any] | str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"recipe {str(path)!r} must hold fields such as 'model:' and 'data:', got {type(content).__name__}")
+        raise RecipeError(
+            f"recipe {str(path)!r} must hold fields such as 'model:' and 'data:', got {type(content).__name__}"
+        )
     return content
 
 

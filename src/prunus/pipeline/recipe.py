@@ -95,7 +95,8 @@ class PrunePart(Part):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters of the criterion."""
     scope: Literal["group", "global"] = "global"
-    normalise: str | None = None
+    normalise: str = "mean"
+    """How scores of different groups are made comparable, for scope global."""
     ratio: float | None = Field(None, ge=0, lt=1)
     """Share of units removed from every group; instead of objective.target."""
     rounds: int = Field(1, ge=1)
@@ -107,6 +108,9 @@ class PrunePart(Part):
     round_to: int = Field(1, ge=1)
     """Widths become multiples of this."""
     min_keep: int = Field(1, ge=1)
+    """Units that every group keeps."""
+    max_ratio: float = Field(1.0, gt=0, le=1)
+    """Largest share of its units that a group may lose."""
     calibration_batches: int = Field(8, ge=1)
     """Batches of training data for criteria that need statistics."""
 
@@ -121,6 +125,24 @@ class EvaluatePart(Part):
     """At most this many training samples for the training metric."""
 
 
+class TrainPart(Part):
+    """Training of the dense model from nothing: any field of `prunus.training.TrainingConfig`, checked there."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The fields of the training configuration."""
+        return dict(self.model_extra or {})
+
+
+class RecoverPart(TrainPart):
+    """Fine-tuning of the cut model: fields of the training configuration, among them `distillation`, and these."""
+
+    recalibrate: int = Field(0, ge=0)
+    """Batches of training data that batch-norm statistics are estimated from anew before training; 0 leaves them."""
+
+
 class DevicePart(Part):
     """The device that the result is meant for, or the limits that stand in for it."""
 
@@ -130,6 +152,8 @@ class DevicePart(Part):
     batch: int = Field(1, ge=1)
     memory_limit: str | None = None
     """Address space of one more measurement in a process of its own, e.g. "512MB"."""
+    warmup: int = Field(10, ge=0)
+    """Runs before the timed ones."""
     repeats: int = Field(50, ge=5)
     """Timed runs per latency."""
     channel_multiple: int = Field(1, ge=1)
@@ -158,7 +182,7 @@ class ReportPart(Part):
 
 
 class Recipe(Part):
-    """Everything that a run is told. `train` and `recover` hold the fields of `prunus.training.TrainingConfig`.
+    """Everything that a run is told.
 
     `train` absent: the model must bring weights. `recover` absent: no fine-tuning (batch norm is left alone too).
     `control` fine-tunes the dense model for the same number of steps, so that the gain of training longer is known.
@@ -168,10 +192,10 @@ class Recipe(Part):
     seed: int = Field(0, ge=0)
     model: ModelPart
     data: DataPart
-    train: dict[str, Any] | None = None
+    train: TrainPart | None = None
     objective: Objective = Objective()
     prune: PrunePart = PrunePart()
-    recover: dict[str, Any] | None = None
+    recover: RecoverPart | None = None
     control: bool = False
     evaluate: EvaluatePart = EvaluatePart()
     device: DevicePart = DevicePart()
@@ -190,8 +214,11 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _one_amount(self) -> Recipe:
-        given = [name for name, it in (("objective.target", self.objective.target), ("prune.ratio", self.prune.ratio))
-                 if it is not None and it != {}]
+        given = [
+            name
+            for name, it in (("objective.target", self.objective.target), ("prune.ratio", self.prune.ratio))
+            if it is not None and it != {}
+        ]
         if len(given) != 1:
             was = " and ".join(given) if given else "neither"
             raise ValueError(f"give exactly one of objective.target and prune.ratio; given: {was}")

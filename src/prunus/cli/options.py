@@ -1,0 +1,82 @@
+"""The arguments and options that several verbs share, and how their text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ..errors import InputError
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="zoo:NAME, package.module:factory, timm:NAME, torchvision:NAME, hf:PATH_OR_ID, or a directory that prunus saved.",
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="A .safetensors file; relative paths also below PRUNUS_DATA.")]
+Keywords = Annotated[
+    list[str] | None, typer.Option("--kwarg", "-k", help="key=value for the model's factory; repeat it.")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option("--input-shape", help="Shape of one sample, e.g. 3,32,32; needed where nothing else tells it."),
+]
+Data = Annotated[
+    str | None, typer.Option(help="digits, mnist, cifar10, npz:PATH, folder:PATH or package.module:factory.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, alone on stdout.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
+
+
+def keywords(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`key=value` strings as keyword arguments; values are read as YAML.
+
+    Raises:
+        InputError: a string without "=", or a value that is not YAML.
+
+    >>> keywords(["classes=10", "norm=null"])
+    {'classes': 10, 'norm': None}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"{pair!r}: write key=value")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{pair!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+    return found
+
+
+def shape(text: str | None) -> tuple[int, ...] | None:
+    """The shape of one sample.
+
+    Raises:
+        InputError: not whole numbers above 0, separated by commas.
+
+    >>> shape("3,32,32")
+    (3, 32, 32)
+    """
+    if text is None:
+        return None
+    parts = text.replace("x", ",").strip("()[] ").split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--input-shape {text!r}: write whole numbers above 0, separated by commas, e.g. 3,32,32")
+    return tuple(int(part) for part in parts)
+
+
+def budget(pairs: Sequence[str] | None) -> dict[str, float | str] | None:
+    """`macs=0.5` strings as a budget: numbers are fractions of the dense model, anything else an amount.
+
+    >>> budget(["macs=0.5", "bytes=20MB"])
+    {'macs': 0.5, 'bytes': '20MB'}
+    """
+    if not pairs:
+        return None
+    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in keywords(pairs).items()}

@@ -1,0 +1,113 @@
+"""`prunus run` and `prunus demo`: the whole pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .options import Json, Out
+from .output import Output, table
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="key.sub=value overrides a field of the recipe; repeat it.")
+]
+FromStep = Annotated[int | None, typer.Option(help="Do this step (1 to 9) and all later ones again.", min=1, max=9)]
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see examples/.", show_default=False)],
+    out: Out = None,
+    set_: Set = None,
+    from_step: FromStep = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also fine-tune the dense model for as many steps, to compare with.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Go the whole way from a recipe to a smaller model: nine steps, resumable, with a report.
+
+    Started again with the same recipe and directory, a run goes on where it was.
+
+    Example: prunus run examples/mnist_lenet5.yaml --set prune.criterion=random --out runs/random
+    """
+    overrides = [*(set_ or ()), *(["control=true"] if control else ())]
+    _go(recipe, out, overrides, from_step, json)
+
+
+def demo(
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same numbers.", min=0)] = 0,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Train a small network on real handwritten digits, cut it to 40% of its MACs, verify, export and report.
+
+    Takes a few minutes on two cores and downloads nothing.
+
+    Example: prunus demo --out demo
+    """
+    from ..pipeline import DEMO
+
+    _go(DEMO, out or Path("runs/demo"), [f"seed={seed}", *(set_ or ())], None, json)
+
+
+def _go(recipe: Path, out: Path | None, overrides: Sequence[str], from_step: int | None, json: bool) -> None:
+    import sys
+
+    from ..pipeline import load_recipe
+    from ..pipeline import run as go
+
+    speak = Output(json)
+    checked = load_recipe(recipe, overrides)
+    amount = checked.objective.target or {"ratio": checked.prune.ratio}
+    wanted = ", ".join(f"{name} {value}" for name, value in amount.items())
+    speak.say(
+        f"prunus run: {checked.model.name} on {checked.data.spec}, criterion {checked.prune.criterion}, {wanted}, "
+        f"seed {checked.seed}"
+    )
+    with speak.log():
+        done = go(
+            recipe,
+            run_dir=out,
+            overrides=overrides,
+            from_step=from_step,
+            progress=not json,
+            command=["prunus", *sys.argv[1:]],
+        )
+    speak.result(_brief(done.directory, done.report), *_tables(done.report))
+    speak.say(f"report: {done.directory / 'report.html'}")
+
+
+def _brief(directory: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` prints: where everything is, and the numbers that people ask for."""
+    summary = report.get("summary", {})
+    keys = ("headline", "final", "compression_ratio", "params_ratio", "macs_ratio", "speedup")
+    return {
+        "status": report["status"],
+        "directory": str(directory),
+        "budget": report.get("budget"),
+        "baseline": {key: report.get("baseline", {}).get(key) for key in ("params", "macs", "bytes")},
+        **{key: summary.get(key) for key in keys},
+        "table": summary.get("table"),
+    }
+
+
+def _tables(report: Mapping[str, Any]) -> list[Table]:
+    from ..report import headline
+    from ..report.numbers import quantity
+
+    rows = [
+        (
+            row["label"],
+            *(
+                quantity((row.get(side) or {}).get("value"), (row.get(side) or {}).get("unit", ""))
+                for side in ("dense", "pruned")
+            ),
+        )
+        for row in report.get("summary", {}).get("table", ())
+    ]
+    return [table(headline(report), ("", "dense", "pruned"), rows)]

@@ -1,0 +1,64 @@
+"""Accuracy against MACs around the result: the recipe's criterion and its baselines at further budgets."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..allocation import plan as make_plan
+from ..criteria import Criterion, criterion_of
+from ..surgery import apply
+from ..training import fit, recalibrate_batchnorm
+from .measuring import accuracy, measured
+from .scoring import scored
+from .work import Work
+
+logger = logging.getLogger("prunus.run")
+
+RECALIBRATION_BATCHES = 20
+
+
+def curve_points(work: Work) -> list[dict[str, Any]]:
+    """One point per budget and criterion, measured on validation data; finished ones survive an interruption."""
+    objective = work.recipe.objective
+    criteria = {
+        work.recipe.prune.criterion: work.criterion,
+        **{name: criterion_of(name) for name in objective.baselines},
+    }
+    store = work.checkpoints("summary").relative_to(work.directory.path) / "points.json"
+    known: dict[str, Any] = work.directory.read_json(str(store)) or {}
+    for name, criterion in criteria.items():
+        for budget in objective.curve:
+            key = f"{name} {budget}"
+            if key not in known:
+                known[key] = _point(work, name, criterion, budget)
+                work.directory.write_json(str(store), known)
+                logger.info("curve: %s at %.2f of the MACs: accuracy %.4f", name, budget, known[key]["accuracy"])
+    return list(known.values())
+
+
+def _point(work: Work, name: str, criterion: Criterion, budget: float) -> dict[str, Any]:
+    part = work.recipe.prune
+    model = work.dense()
+    scores = scored(work, model, work.graph, criterion)
+    plan = make_plan(work.graph, scores, target={"macs": budget}, **work.rules())
+    model = apply(model, plan, inplace=True)
+    recalibrate_batchnorm(model, work.calibration(RECALIBRATION_BATCHES))
+    epochs = work.recipe.objective.curve_epochs
+    if epochs and work.recipe.recover is not None:
+        config = work.training(work.recipe.recover, epochs=epochs, warmup=0)
+        teacher = work.dense() if config.distillation else None
+        fit(model, work.data.train, config, teacher=teacher, validation=work.data.validation, progress=work.progress)
+    metric = measured(accuracy(work, model.cpu().eval(), work.data.validation))
+    assert metric is not None
+    recovered = f"{epochs} epochs of recovery" if epochs else "batch norm recalibrated, no training"
+    return {
+        "label": f"{name} at {budget:g}",
+        "kind": "curve" if name == part.criterion else "baseline",
+        "macs": plan.after.macs,
+        "params": plan.after.parameters,
+        "accuracy": metric["value"],
+        "spread": metric["spread"],
+        "criterion": name,
+        "note": f"validation data; {recovered}",
+    }

@@ -1,0 +1,200 @@
+"""Names become objects here, once: models, weights, data sets, functions. The recipe and the command line share it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, MissingExtraError, StoredFileError, UnknownNameError
+
+SCHEMES = (
+    "zoo:NAME",
+    "package.module:factory",
+    "timm:NAME",
+    "torchvision:NAME",
+    "hf:PATH_OR_ID",
+    "a directory that prunus.save wrote",
+)
+
+
+def build_model(name: str, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+    """The model that a name stands for, as its factory makes it.
+
+    Args:
+        name: `zoo:NAME`, `package.module:factory`, `timm:NAME`, `torchvision:NAME`, `hf:PATH_OR_ID`, or a directory
+            that `prunus.save` wrote.
+        kwargs: passed to the factory.
+
+    Raises:
+        InputError: the name is of no known kind, or its factory failed or made something else than a module.
+        MissingExtraError: timm, torchvision or transformers is not installed.
+    """
+    scheme, colon, rest = name.partition(":")
+    if not colon or Path(name).is_dir():
+        return _saved(name, kwargs or {})
+    factory = _FACTORIES.get(scheme)
+    make = (lambda: factory(rest, **(kwargs or {}))) if factory else (lambda: imported(name, "model")(**(kwargs or {})))
+    try:
+        model = make()
+    except (InputError, MissingExtraError, StoredFileError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {name!r} with {dict(kwargs or {})} could not be made: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {name!r} is a {type(model).__name__}: its factory must return a torch.nn.Module")
+    return model
+
+
+def imported(name: str, what: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names; the working directory is importable too.
+
+    Raises:
+        InputError: there is no such module or no such function.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(
+            f"{what} {name!r}: known forms are {', '.join(SCHEMES) if what == 'model' else 'package.module:function'}"
+        )
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{what} {name!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise InputError(f"{what} {name!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+def weights_file(given: str, root: str | Path | None = None) -> Path:
+    """The file that `weights` names: as given, else below the data folder.
+
+    Raises:
+        StoredFileError: it is not there, or of a kind that is never opened.
+    """
+    if Path(given).suffix != ".safetensors":
+        raise StoredFileError(
+            f"weights {given!r}: only .safetensors files are opened, because pickles (.pt, .pth, .bin) can run code; "
+            "convert it with safetensors.torch.save_file(state_dict, path)"
+        )
+    from ..data import find_root
+
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path.resolve()
+    below = find_root(root) / given
+    if below.is_file():
+        return below.resolve()
+    raise StoredFileError(f"weights {given!r} not found: neither {path.absolute()} nor {below} is a file")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill the model from a safetensors file; only `num_batches_tracked` counters may be missing.
+
+    Raises:
+        StoredFileError: the file is damaged.
+        InputError: names or shapes differ from the model's, or a value is not finite; the model is left as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoredFileError(
+            f"weights {str(path)!r} cannot be read, the file is damaged or cut short: {error}"
+        ) from None
+    own = model.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{kind}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for kind, names in (("missing", missing), ("not in the model", unexpected), ("other shape", shapes))
+        if names
+    ]
+    if problems:
+        raise InputError(f"weights {str(path)!r} do not fit the model: {'; '.join(problems)}")
+    check_finite(state, f"weights {str(path)!r}")
+    model.load_state_dict(state, strict=False)
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Raise InputError naming the first tensors that hold NaN or infinity."""
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise InputError(f"{what}: NaN or infinite values in {', '.join(bad[:5])}: repair or retrain the model first")
+
+
+# ------------------------------------------------------------------------------------------------- kinds of models
+
+
+def _zoo(name: str, **kwargs: Any) -> nn.Module:
+    from .. import zoo
+
+    return zoo.build(name, **kwargs)
+
+
+def _timm(name: str, **kwargs: Any) -> nn.Module:
+    try:
+        import timm
+    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
+        raise _edge("timm", "timm", f"model timm:{name}", error) from error
+    return timm.create_model(name, **kwargs)
+
+
+def _torchvision(name: str, **kwargs: Any) -> nn.Module:
+    try:
+        from torchvision.models import get_model
+    except Exception as error:
+        raise _edge("torchvision", "torchvision", f"model torchvision:{name}", error) from error
+    return get_model(name, **kwargs)
+
+
+def _hugging_face(name: str, *, auto: str = "AutoModel", **kwargs: Any) -> nn.Module:
+    try:
+        import transformers
+    except Exception as error:
+        raise _edge("transformers", "prunus[transformers]", f"model hf:{name}", error) from error
+    kind = getattr(transformers, auto, None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise UnknownNameError.of("auto class", auto, [n for n in dir(transformers) if n.startswith("AutoModel")])
+    return kind.from_pretrained(name, use_safetensors=True, **kwargs)
+
+
+def _edge(package: str, install: str, purpose: str, error: Exception) -> MissingExtraError:
+    if isinstance(error, ImportError):
+        return MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install '{install}'")
+    return MissingExtraError(f"{purpose} needs {package}, which is installed but fails to import: {error}")
+
+
+def _saved(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    if not Path(name).is_dir():
+        raise InputError(f"model {name!r}: no such directory; known forms are {', '.join(SCHEMES)}")
+    raise NotImplementedError
+
+
+_FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
+    "zoo": _zoo,
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "hf": _hugging_face,
+}
