@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import accuracy, calibration, energy, fairness, latency, memory, robustness, size, uncertainty
+from . import accuracy, calibration, corruptions, energy, fairness, latency, memory, robustness, size, uncertainty
 from .context import Measure
 
 MEASURES: Mapping[str, Measure] = {
@@ -17,4 +17,5 @@ MEASURES: Mapping[str, Measure] = {
     **memory.MEASURES,
     **energy.MEASURES,
     **robustness.MEASURES,
+    **corruptions.MEASURES,
 }
