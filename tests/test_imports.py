@@ -62,7 +62,7 @@ def imported_parts(tree: ast.Module, module: str, is_package: bool) -> Iterator[
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, base] if base else parents)
             if base == "prunus":
-                yield from ((node.lineno, part_of(a.name)) for a in node.names)
+                yield from ((node.lineno, part_of(a.name)) for a in node.names if a.name != "__version__")
             elif base.startswith("prunus."):
                 yield node.lineno, part_of(base)
 

@@ -36,8 +36,8 @@ def from_arrays(about: About, parts: Mapping[str, Pair], *, seed: int = 0, valid
 
     Args:
         about: Name, class names, normalisation, augmentation.
-        parts: "train", and if there are any "validation" and "test". Images are (N, H, W), (N, H, W, C), (N, C, H, W)
-            with 1, 3 or 4 channels, or (N, F) features; labels (N,) whole numbers from 0.
+        parts: "train", and if there are any "validation" and "test". Images are (N, H, W), (N, C, H, W) or (N, H, W, C)
+            with 1 or 3 channels, or (N, F) features; labels (N,) whole numbers from 0.
         seed: Of the splits made here.
         validation: Fraction of the training samples that is split off, stratified, where there is no validation part.
             A missing test part is a fifth of the samples, split off first.
@@ -102,9 +102,9 @@ def _images(what: str, inputs: np.ndarray) -> np.ndarray:
         raise InputError(f"{what}: images are {inputs.dtype}; give uint8 in 0..255 or floats in [0, 1]")
     if inputs.ndim == 3:
         inputs = inputs[:, None]
-    elif inputs.ndim == 4 and inputs.shape[1] not in (1, 3, 4):
-        if inputs.shape[3] not in (1, 3, 4):
-            raise ShapeError(f"{what}: images are {inputs.shape}; neither dimension 1 nor 3 is 1, 3 or 4 channels")
+    elif inputs.ndim == 4 and inputs.shape[1] not in (1, 3):
+        if inputs.shape[3] not in (1, 3):
+            raise ShapeError(f"{what}: images are {inputs.shape}; neither dimension 1 nor 3 is 1 or 3 channels")
         inputs = inputs.transpose(0, 3, 1, 2)
     elif inputs.ndim not in (2, 4):
         raise ShapeError(

@@ -133,4 +133,6 @@ def _read_images(files: list[tuple[Path, int]], mode: str) -> Pair:
                 f"{file} is {images[-1].shape[:2]} pixels (height, width), {files[0][0]} is "
                 f"{images[0].shape[:2]}; bring all images to one size"
             )
-    return np.stack(images), np.array([number for _, number in files], dtype=np.int64)
+    stacked = np.stack(images)
+    channels_first = stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2)
+    return channels_first, np.array([number for _, number in files], dtype=np.int64)
