@@ -118,13 +118,20 @@ def test_brightness_of_one_channel_is_an_addition():
     torch.testing.assert_close(brightness(x, 0.2, g()), (x + 0.2).clamp(max=1))
 
 
-def test_glass_exchanges_pixels_and_loses_none():
-    x = torch.rand(3, 3, 16, 16)
-    moved = glass_blur(x, (0.05, 1, 2), g())  # so small a sigma blurs nothing
-    assert not torch.equal(moved, x)
-    for before, after in zip(x.flatten(2), moved.flatten(2)):
-        order, other = before[0].argsort(), after[0].argsort()
-        assert torch.equal(before[:, order], after[:, other])  # whole pixels, not channels
+def test_glass_is_the_scan_that_made_the_benchmark():
+    x = torch.rand(2, 3, 12, 10)
+    for passes in (1, 2):
+        found = glass_blur(x, (0.05, passes), g(7))  # so small a sigma blurs nothing
+        expected, generator = x.permute(0, 2, 3, 1).numpy().copy(), g(7)
+        for _ in range(passes):
+            up, left = torch.randint(0, 2, (2, 2, 12, 10), generator=generator).numpy()
+            for i, image in enumerate(expected):
+                for h in range(12 - 1, 1, -1):
+                    for w in range(10 - 1, 1, -1):
+                        other = h - up[i, h, w], w - left[i, h, w]
+                        image[h, w], image[other] = image[other], image[h, w]  # of views: the second is overwritten
+        assert torch.equal(found, torch.from_numpy(expected).permute(0, 3, 1, 2))
+    assert not torch.equal(found, x)
 
 
 def test_fog_on_black_stays_black_and_clouds_fill_their_range():

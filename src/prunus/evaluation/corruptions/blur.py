@@ -19,29 +19,27 @@ def defocus_blur(x: Tensor, disk: tuple[float, float], _: Generator) -> Tensor:
     return filter2d(x, disk_kernel(*disk), "mirror")
 
 
-def glass_blur(x: Tensor, glass: tuple[float, int, int], generator: Generator) -> Tensor:
-    """Frosted glass: blurred, neighbouring pixels exchanged, blurred again.
+def glass_blur(x: Tensor, glass: tuple[float, int], generator: Generator) -> Tensor:
+    """Frosted glass: blurred, pixels displaced by at most one, blurred again.
 
-    The exchange is the one that the paper describes. The script that made CIFAR-10-C overwrites one of the two pixels
-    instead, because its swap works on views.
+    A pixel takes the place of its neighbour to the right or below, or of none. The paper speaks of exchanging the two;
+    the script that made CIFAR-10-C overwrites one of them, because it swaps views of one array, and so does this.
+    Truly exchanged, pixels are carried far along the scan, and the images are another corruption.
 
     Args:
-        glass: sigma of the blurs, largest distance of an exchange, number of passes over the image.
+        glass: sigma of the blurs in pixels, and number of passes over the image.
     """
-    sigma, reach, passes = glass
+    sigma, passes = glass
     n, _, height, width = x.shape
-    steps = [(h, w) for h in range(height - reach, reach, -1) for w in range(width - reach, reach, -1)] * passes
-    drawn = torch.randint(-reach, reach, (len(steps), 2, n), generator=generator).numpy()
-    source = np.tile(np.arange(height * width), (n, 1))  # where each pixel of each image comes from
-    images = np.arange(n)
-    for (h, w), (down, right) in zip(steps, drawn):
-        here, there = h * width + w, (h + down) * width + w + right
-        mine = source[:, here].copy()
-        source[:, here] = source[images, there]
-        source[images, there] = mine
-    flat = gaussian_filter(x, sigma).flatten(2)
-    exchanged = flat.gather(2, torch.from_numpy(source)[:, None].expand_as(flat)).view(x.shape)
-    return gaussian_filter(exchanged, sigma)
+    x = gaussian_filter(x, sigma)
+    inner = torch.zeros(height, width, dtype=torch.long)
+    inner[2:, 2:] = 1  # the scan leaves two rows and columns alone
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    for _ in range(passes):
+        up, left = torch.randint(0, 2, (2, n, height, width), generator=generator) * inner
+        source = (rows - up) * width + columns - left
+        x = x.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, x.shape[1], -1)).view(x.shape)
+    return gaussian_filter(x, sigma)
 
 
 def motion_blur(x: Tensor, motion: tuple[int, float], generator: Generator) -> Tensor:
