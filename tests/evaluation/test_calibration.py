@@ -48,6 +48,7 @@ def test_ece_and_mce_agree_with_brute_force(bins):
     assert found["ece"].value == pytest.approx(sum(w * g for w, g in rows))
     assert found["mce"].value == pytest.approx(max(g for _, g in rows))
     assert sum(row["count"] for row in found["ece"].details["bins"]) == len(targets)
+    assert found["ece"].details["count"] == bins
     spread = spread_of(found["ece"])
     assert spread.low < value_of(found["ece"]) < spread.high
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
+from prunus import data, zoo
 from prunus.errors import InputError, UnknownNameError
 from prunus.evaluation import MEASURES, Context, Measure, accuracy, calibration, evaluate, fairness, size, uncertainty
 from prunus.types import Measurement
 
-from .cases import random_case
+from .cases import random_case, spread_of, value_of
 
 
 def network() -> nn.Sequential:
@@ -88,6 +93,18 @@ def test_a_result_does_not_depend_on_the_measures_beside_it():
     for name, measurement in together.items():
         assert evaluate(model, data, name, seed=5)[name] == measurement
     assert evaluate(model, data, "macro_f1", seed=6)["macro_f1"].spread != together["macro_f1"].spread
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 400), st.integers(0, 99))
+def test_a_result_does_not_depend_on_how_samples_are_batched_or_ordered(size, seed):
+    model, _, _, targets = random_case()
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
+    batches = list(zip(order.split(size), targets[order].split(size)))
+    names = ["accuracy", "balanced_accuracy", "nll", "brier", "ece", "adaptive_ece", "temperature"]
+    expected = evaluate(model, [(torch.arange(400), targets)], names)
+    for name, measurement in evaluate(model, batches, names).items():
+        assert value_of(measurement) == pytest.approx(value_of(expected[name]), rel=1e-9), name
 
 
 def test_the_model_runs_once_for_all_measures_of_predictions():
@@ -169,3 +186,23 @@ def test_units_and_directions_in_the_table_are_those_of_the_measurements():
     found = evaluate(network(), DATA, NAMES, reference=network(), example_inputs=DATA[0][0])
     assert {name: m.unit for name, m in found.items()} == {name: MEASURES[name].unit for name in NAMES}
     assert all(measure.better in ("higher", "lower", "") for measure in MEASURES.values())
+
+
+@pytest.mark.slow
+def test_a_pretrained_network_on_real_images(data_root):
+    """The published accuracy, over-confidence that a temperature mends, and the cost of pruning at random."""
+    source = data.load("cifar10", root=data_root).normalised(*zoo.PRETRAINED["resnet20"].normalisation)
+    model = zoo.load_pretrained("resnet20", data_root / zoo.PRETRAINED["resnet20"].file)
+    damaged = copy.deepcopy(model)
+    prune.random_unstructured(damaged.get_submodule("layer1.0.conv1"), "weight", 0.2)
+    images = source.test.subset(2000)
+    names = ["accuracy", "ece", "temperature"]
+    dense = evaluate(model, images, names)
+    pruned = evaluate(damaged, images, ["agreement", "accuracy_drop", "sparsity"], reference=model)
+    spread = spread_of(dense["accuracy"])
+    assert spread.low < zoo.PRETRAINED["resnet20"].accuracy < spread.high
+    assert value_of(dense["temperature"]) > 1.5
+    assert dense["temperature"].details["after"]["ece"] < value_of(dense["ece"]) / 2
+    assert value_of(pruned["accuracy_drop"]) > 0
+    assert 0.5 < value_of(pruned["agreement"]) < 1
+    assert value_of(pruned["sparsity"]) > 0

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from prunus import zoo
 from prunus.errors import InputError, TraceError
 from prunus.evaluation.operators import batch_of, count_operators
+from prunus.graph import counting, trace
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,19 @@ def test_the_model_is_left_as_it_was():
     assert model.training
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20", "resnet20_b", "densenet40", "mobilenet_v2"])
+def test_the_graphs_count_is_the_same(name):
+    """Two counters that share no rule: one reads the recorded graph's axes, this one the shapes of what ran."""
+    model, x = zoo.build(name), torch.randn(2, *zoo.MODELS[name].input_shape)
+    assert counting.macs(trace(model, x)) == count_operators(model, x).macs
+
+
+def test_the_graphs_count_of_attention_is_the_same():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
+    x = torch.randn(2, 5, 16)
+    assert counting.macs(trace(model, x)) == count_operators(model, x).macs == 2 * encoder(5, 16, 32)
 
 
 def test_inputs_that_do_not_fit_are_named():

@@ -158,7 +158,7 @@ def _binned(name: str, binning, error, how: str):
         index = binning(confidence, bins)
         value = error(gaps, index)
         spread = _bootstrap(lambda weights: error(gaps, index, weights), value, len(gaps), context)
-        details = {"bins": reliability(gaps, confidence, index, bins)}
+        details = {"bins": reliability(gaps, confidence, index, bins), "count": bins}
         return Measurement(name, value, "1", f"{how}, {bins} bins, {len(gaps)} samples", spread, details)
 
     return measure

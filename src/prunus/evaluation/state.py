@@ -68,14 +68,23 @@ def _one_left_as_was(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for parameter, requires_grad, grad, device in parameters:
-            parameter.data = parameter.data.to(device)
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                buffer.data = buffer.data.to(value.device)
-                if not value.is_meta and not torch.equal(buffer, value):
-                    buffer.copy_(value)
-                module._buffers[name] = buffer
+            if parameter.device != device:
+                parameter.data = parameter.data.to(device)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = _with_value(buffer, value)
         for module, training in modes.items():
             module.training = training
+
+
+def _with_value(buffer: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The buffer itself, with that value on that device again; untouched where it has it still."""
+    with torch.no_grad():
+        if buffer.device != value.device:
+            buffer.data = buffer.data.to(value.device)
+        if not value.is_meta and not torch.equal(buffer, value):
+            buffer.copy_(value)
+    return buffer

@@ -187,13 +187,18 @@ def _mc_dropout(context: Context) -> Measurement:
         "weights": f"relative weight noise {context.options['noise']}",
     }[method]
     values = own["mutual_information"]
-    details: dict[str, Any] = {"method": method, "mean": {name: float(v.mean()) for name, v in own.items()}}
+    intervals = {name: mean_interval(v) for name, v in own.items()}
+    details: dict[str, Any] = {
+        "method": method,
+        "mean": {name: float(v.mean()) for name, v in own.items()},
+        "interval": {name: [spread.low, spread.high] for name, spread in intervals.items() if spread is not None},
+    }
     if context.options["ood"] is not None:
         foreign = _per_sample(context, context.options["ood"])
         details["ood_mean"] = {name: float(v.mean()) for name, v in foreign.items()}
         details["ood_auroc"] = {name: auroc(own[name], foreign[name]) for name in own}
     how = f"mean mutual information of {context.options['passes']} passes, {len(values)} samples; {said}"
-    return Measurement("mc_dropout", float(values.mean()), "nat", how, mean_interval(values), details)
+    return Measurement("mc_dropout", float(values.mean()), "nat", how, intervals["mutual_information"], details)
 
 
 def _per_sample(context: Context, data: Any) -> dict[str, np.ndarray]:
