@@ -15,7 +15,7 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="zoo:NAME, package.module:factory, timm:NAME, torchvision:NAME, hf:PATH_OR_ID, or a directory that prunus saved.",
+        help="zoo:NAME, package.module:factory, timm:NAME, torchvision:NAME, hf:PATH_OR_ID, or a saved directory.",
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help="A .safetensors file; relative paths also below PRUNUS_DATA.")]

@@ -41,6 +41,8 @@ class Output:
             return
         console = Console(highlight=False)
         for table in tables:
+            title, table.title = table.title, None  # as a line of its own, since a title is as narrow as its table
+            console.print(title, markup=False, soft_wrap=True)
             console.print(table)
 
     @contextmanager
@@ -60,14 +62,20 @@ class Output:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A small table; the first column is for names, the others are numbers and stand right.
+    """A small table; columns of numbers stand right.
 
-    >>> table("sizes", ("name", "MACs"), [("conv1", 10)]).row_count
-    1
+    >>> table("sizes", ("name", "MACs"), [("conv1", 10)]).columns[1].justify
+    'right'
     """
-    made = Table(title=title, title_justify="left", title_style="bold")
+    cells = [[str(cell) for cell in row] for row in rows]
+    made = Table(title=title)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        numbers = all(_starts_as_number(row[index]) for row in cells) and bool(cells)
+        made.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*row)
     return made
+
+
+def _starts_as_number(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or cell[0] in "+-\u2212\u2013"

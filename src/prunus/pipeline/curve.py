@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..allocation import plan as make_plan
 from ..criteria import Criterion, criterion_of
-from ..surgery import apply
 from ..training import fit, recalibrate_batchnorm
+from .cutting import cut
 from .measuring import accuracy, measured
-from .scoring import scored
 from .work import Work
 
 logger = logging.getLogger("prunus.run")
@@ -38,11 +36,8 @@ def curve_points(work: Work) -> list[dict[str, Any]]:
 
 
 def _point(work: Work, name: str, criterion: Criterion, budget: float) -> dict[str, Any]:
-    part = work.recipe.prune
-    model = work.dense()
-    scores = scored(work, model, work.graph, criterion)
-    plan = make_plan(work.graph, scores, target={"macs": budget}, **work.rules())
-    model = apply(model, plan, inplace=True)
+    result = cut(work, work.dense(), {"target": {"macs": budget}}, criterion)
+    model = result.model
     recalibrate_batchnorm(model, work.calibration(RECALIBRATION_BATCHES))
     epochs = work.recipe.objective.curve_epochs
     if epochs and work.recipe.recover is not None:
@@ -54,9 +49,9 @@ def _point(work: Work, name: str, criterion: Criterion, budget: float) -> dict[s
     recovered = f"{epochs} epochs of recovery" if epochs else "batch norm recalibrated, no training"
     return {
         "label": f"{name} at {budget:g}",
-        "kind": "curve" if name == part.criterion else "baseline",
-        "macs": plan.after.macs,
-        "params": plan.after.parameters,
+        "kind": "curve" if name == work.recipe.prune.criterion else "baseline",
+        "macs": result.report.after.macs,
+        "params": result.report.after.parameters,
         "accuracy": metric["value"],
         "spread": metric["spread"],
         "criterion": name,

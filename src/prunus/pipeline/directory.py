@@ -57,6 +57,7 @@ class RunDirectory:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp keeps files to their owner
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -96,7 +97,8 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
-                    f"run directory {str(self.path)!r} is in use by another run: wait for it, or choose another one (--out)"
+                    f"run directory {str(self.path)!r} is in use by another run: wait for it, "
+                    "or choose another one (--out)"
                 ) from None
             except OSError:  # a file system without locks: better no lock than no run
                 pass

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
+
 PACKAGES = (
-    "prunus",
     "torch",
     "numpy",
     "accelerate",
@@ -54,7 +55,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers; absent ones are left out."""
-    found = {"python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0], "prunus": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -24,6 +24,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     os.close(handle)
     try:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
+        os.chmod(temporary, 0o644)  # mkstemp keeps files to their owner
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

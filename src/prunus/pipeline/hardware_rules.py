@@ -22,8 +22,8 @@ def check_structure(kind: Kind, target: Mapping[str, Any], *, sparse_kernel: boo
 
     >>> check_structure("structured", {"latency": 0.5}, sparse_kernel=False)
     ''
-    >>> check_structure("unstructured", {"latency": 0.5}, sparse_kernel=False)
-    'a latency budget cannot be met by unstructured zeros without a sparse kernel: remove whole units, or give up the latency budget'
+    >>> bool(check_structure("unstructured", {"latency": 0.5}, sparse_kernel=False))
+    True
     """
     if _LATENCY_TARGETS & set(target) and kind in _NEEDS_SPARSE_KERNEL and not sparse_kernel:
         return (

@@ -90,8 +90,9 @@ def latency_of(timing: Timing, timed: Protocol, order: str) -> Measurement:
     spread = Spread(timing.milliseconds(0.25), timing.milliseconds(0.75), "quartiles of the runs", len(timing.seconds))
     details = {f"p{round(100 * q)}": timing.milliseconds(q) for q in (0.5, 0.95, 0.99)}
     where = describe(torch.device("cpu"))
+    threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
     how = (
         f"measured: median of {timed.runs} runs after {timed.warmup} warm-ups, {order}, batch {timing.batch}, "
-        f"{timing.threads} thread{'s' if timing.threads > 1 else ''}, float32, {where['device']}, torch {where['torch']}"
+        f"{threads}, float32, {where['device']}, torch {where['torch']}"
     )
     return Measurement("latency", timing.milliseconds(0.5), "ms", how, spread, {**details, "n": len(timing.seconds)})

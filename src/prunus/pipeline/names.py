@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingExtraError, StoredFileError, UnknownNameError
+
+if TYPE_CHECKING:
+    from ..data import DataSource
 
 SCHEMES = (
     "zoo:NAME",
@@ -189,7 +192,9 @@ def _edge(package: str, install: str, purpose: str, error: Exception) -> Missing
 def _saved(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     if not Path(name).is_dir():
         raise InputError(f"model {name!r}: no such directory; known forms are {', '.join(SCHEMES)}")
-    raise NotImplementedError
+    from ..surgery import load
+
+    return load(name, **kwargs)
 
 
 _FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
@@ -198,3 +203,85 @@ _FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
     "torchvision": _torchvision,
     "hf": _hugging_face,
 }
+
+
+# --------------------------------------------------------------------------------------------------- example inputs
+
+BATCH = 2
+"""Samples in example inputs made from a shape: with one, the batch would look like a broadcast axis."""
+
+
+def example_inputs(name: str, shape: tuple[int, ...] | None = None, data: str | None = None) -> Tensor:
+    """Inputs to trace a named model with: real ones from data, else random ones of the shape that is given or known.
+
+    Args:
+        name: as for `build_model`.
+        shape: of one sample.
+        data: a data spec; its first training samples are taken.
+
+    Raises:
+        InputError: nothing tells the shape.
+    """
+    if data is not None:
+        from ..data import load
+
+        return next(iter(load(data).train.batches(BATCH)))[0]
+    known = shape or _known_shape(name)
+    if known is None:
+        raise InputError(
+            f"model {name!r}: nothing tells the shape of its inputs; give --input-shape, e.g. 3,224,224, or --data"
+        )
+    return torch.randn(BATCH, *known, generator=torch.Generator().manual_seed(0))
+
+
+def _known_shape(name: str) -> tuple[int, ...] | None:
+    scheme, _, rest = name.partition(":")
+    if scheme == "zoo":
+        from ..zoo import MODELS
+
+        return MODELS[rest].input_shape if rest in MODELS else None
+    if scheme in ("timm", "torchvision"):
+        return (3, 224, 224)
+    return _stored_shape(name) if Path(name).is_dir() else None
+
+
+def _stored_shape(directory: str) -> tuple[int, ...] | None:
+    """The shape that a saved model was traced with, for a single tensor."""
+    from ..surgery import read_plans
+
+    plans = read_plans(directory)
+    tensors = list(plans[-1].inputs.tensors.values()) if plans else []
+    return tensors[0][0][1:] if len(tensors) == 1 and tensors[0][1].startswith("float") else None
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def load_source(
+    spec: str, limit: int | None = None, mean: str | None = None, std: str | None = None, seed: int = 0
+) -> DataSource:
+    """The data that a spec names, normalised by the comma-separated numbers where they are given."""
+    from ..data import load
+
+    source = load(spec, limit=limit, seed=seed)
+    return source.normalised(_numbers("mean", mean), _numbers("std", std)) if mean and std else source
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{option} {text!r}: write numbers separated by commas, one per channel") from None
+
+
+def factory_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How `prunus.save` is told to build the dense model; nothing for kinds of names that it does not know."""
+    scheme, colon, _ = name.partition(":")
+    if not colon or Path(name).is_dir() or scheme in ("timm", "torchvision", "hf"):
+        return {}
+    return {"factory": name, "arguments": dict(arguments)}
+
+
+def criterion_named(name: str) -> str | Callable[..., Any]:
+    """A criterion's name as it is, or the function that `package.module:function` names."""
+    return imported(name, "criterion") if ":" in name else name

@@ -121,7 +121,6 @@ class _Going:
         self.directory = directory
         self.report: dict[str, Any] = directory.read_json("report.json") or {}
         self.known: dict[str, dict[str, Any]] = (directory.read_json(STATE) or {}).get("steps", {})
-        self.redone: set[str] = set()
         self.work = Work(recipe, directory, self.report, progress)
 
     def prepare(self, threads: int, command: list[str]) -> None:
@@ -216,7 +215,6 @@ class _Going:
         digests = {path: file_digest(self.directory / path) for path in section.artefacts.values()}
         inputs = self._inputs(step)
         self.known[step.key] = {"inputs": inputs, "inputs_hash": digest(inputs), "digests": digests}
-        self.redone.add(step.key)
         self.directory.write_json(STATE, {"steps": self.known})
         shutil.rmtree(self.work.checkpoints(step.key), ignore_errors=True)
 
@@ -226,6 +224,9 @@ class _Going:
         for later in STEPS:
             if stale & set(later.needs):
                 stale.add(later.key)
+        finished = [f"{s.number} ({s.title})" for s in STEPS if s.key in stale - {step.key} and s.key in self.known]
+        if finished:
+            logger.info("this also undoes step %s", ", ".join(finished))
         for other in STEPS:
             if other.key in stale:
                 self.known.pop(other.key, None)
@@ -262,10 +263,7 @@ class _Going:
         known = self.known.get(step.key)
         section = self.report.get(step.key)
         if not known or not isinstance(section, dict) or section.get("status") not in ("passed", "skipped"):
-            return "it is not finished"
-        redone = sorted(self.redone & set(step.needs))
-        if redone:
-            return f"step {redone[0]} was done again"
+            return "not done yet"
         inputs = self._inputs(step)
         changed = [
             f"{name} was {known['inputs'].get(name)!r} and is {value!r}"

@@ -16,8 +16,8 @@ from ..data import load as load_data
 from ..errors import InputError, MissingExtraError, RecipeError, UnknownNameError
 from ..evaluation.evaluate import resolve
 from ..graph import trace
-from ..surgery.store import load as load_saved
-from ..surgery.store import read_plans
+from ..surgery import load as load_saved
+from ..surgery import read_plans
 from ..training import TrainingConfig
 from ..types import Graph, Plan
 from . import names
@@ -127,8 +127,7 @@ class Work:
     def criterion(self) -> Criterion:
         """The recipe's criterion with its parameters."""
         part = self.recipe.prune
-        given = names.imported(part.criterion, "criterion") if ":" in part.criterion else part.criterion
-        return criterion_of(given, **part.parameters)
+        return criterion_of(names.criterion_named(part.criterion), **part.parameters)
 
     @property
     def criterion_is_published(self) -> bool:
@@ -189,12 +188,8 @@ class Work:
         return {name: getattr(part, name) for name in ("scope", "normalise", "round_to", "min_keep", "max_ratio")}
 
     def factory(self) -> dict[str, Any]:
-        """How `prunus.save` is told to build the dense model; nothing for kinds that it does not know."""
-        part = self.recipe.model
-        scheme, colon, _ = part.name.partition(":")
-        if not colon or scheme in ("timm", "torchvision", "hf"):
-            return {}
-        return {"factory": part.name, "arguments": part.kwargs}
+        """How `prunus.save` is told to build the dense model."""
+        return names.factory_of(self.recipe.model.name, self.recipe.model.kwargs)
 
     def plans(self, folder: str) -> tuple[Plan, ...]:
         """The plans in a folder that step 5 or 6 wrote, oldest first."""

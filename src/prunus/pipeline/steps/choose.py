@@ -70,7 +70,7 @@ def structure(work: Work) -> Section:
             "pattern": "filters, channels and neurons, removed from all tensors of their group",
             "platform": recipe.device.platform,
             "benefit": benefit_of("structured", target),
-            "reason": "removed units leave smaller dense tensors, which every runtime runs faster without special kernels",
+            "reason": "removed units leave smaller dense tensors, which need no special kernels",
             "round_to": recipe.prune.round_to,
             "rules": rules,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -9,43 +10,39 @@ import torch
 from torch import nn
 
 from ...allocation import COSTS, budgets_of
-from ...errors import VerificationError
-from ...graph import trace
 from ...graph.counting import size_of
-from ...surgery import apply, plans_of
-from ...surgery.store import save
+from ...surgery import Pruned, plans_of, save
 from ...surgery.verify import masked_copy
 from ...training import fit, recalibrate_batchnorm
-from ...types import Graph, Plan, Refusal, Scores
-from ..choosing import Candidate, Chosen, choose
+from ...types import Plan
+from ..cutting import Amount, cut
 from ..files import count_zeros
 from ..measuring import accuracy, measured
-from ..refusing import apply_what_holds
-from ..scoring import scored
 from ..section import Section
 from ..work import CUT, SCORES, Work, mask_hash
 
 
 def execute(work: Work) -> Section:
     """Plan, cut, verify; round after round until the budget holds. Stores the cut model and its plans."""
-    section = Section(
-        {"schedule": "one-shot" if work.recipe.prune.rounds == 1 else "iterative"}, artefacts={"model": CUT}
-    )
-    dense = work.dense()
-    model, rounds, refused, worst = dense, [], [], 0.0
-    for number in range(1, work.recipe.prune.rounds + 1):
-        before = model
-        model, chosen, new = _round(work, model, number)
-        refused += new
-        worst = max(worst, _difference(before, model, chosen.plan, work.example))
-        rounds.append(_described(work, model, chosen, number))
-        if number < work.recipe.prune.rounds:
+    total = work.recipe.prune.rounds
+    section = Section({"schedule": "one-shot" if total == 1 else "iterative"}, artefacts={"model": CUT})
+    dense = model = work.dense()
+    rounds, refused, worst = [], {}, 0.0
+    for number in range(1, total + 1):
+        result = cut(work, model, _amount(work, number))
+        if number == 1:
+            _same_scores(section, work, result)
+        worst = max(worst, _difference(model, result, work.example))
+        model = result.model
+        refused.update({refusal.what: refusal for refusal in result.refused})
+        rounds.append(_described(work, result, number))
+        if number < total:
             _recover_between(work, model, number)
     own = plans_of(model)[len(plans_of(dense)) :]
     save(model, work.directory / CUT, plans=own, **work.factory())
     section.values.update(
         rounds=rounds,
-        refused=[asdict(refusal) for refusal in refused],
+        refused=[asdict(refusal) for refusal in refused.values()],
         max_difference=worst,
         verified="numerically" if all(plan.neutral for plan in own) else "shapes only",
         mask_hash=mask_hash(own),
@@ -55,41 +52,36 @@ def execute(work: Work) -> Section:
     return section
 
 
-def _round(work: Work, model: nn.Module, number: int) -> tuple[nn.Module, Chosen, list[Refusal]]:
-    graph = work.graph if number == 1 else trace(model, work.example, keep=work.recipe.prune.keep)
-    scores = _stored_scores(work, graph) if number == 1 else scored(work, model, graph, work.criterion)
-    target, ratio = _amount(work, graph, number)
-    chosen = choose(work, Candidate(model, graph, scores), target, ratio)
-    try:
-        return apply(model, chosen.plan), chosen, []
-    except VerificationError:
-        cut, plan, refused = apply_what_holds(model, graph, chosen.plan)
-        return cut, Chosen(plan, chosen.search), refused
-
-
-def _stored_scores(work: Work, graph: Graph) -> Scores:
-    """The scores of step 3, so that what was reported is what decides."""
+def _same_scores(section: Section, work: Work, result: Pruned) -> None:
+    """What step 3 reported must be what decides here."""
     from safetensors.torch import load_file
 
     stored = load_file(work.directory / SCORES)
-    return Scores(work.criterion.name, {group.name: stored[group.name] for group in graph.groups})
+    same = all(torch.equal(stored[name], score.float()) for name, score in result.scores.values.items())
+    section.must(
+        "the scores are those of step 3", same and len(stored) == len(result.scores.values), f"{len(stored)} groups"
+    )
 
 
-def _amount(work: Work, graph: Graph, number: int) -> tuple[dict[str, float | str] | None, float | None]:
-    """What this round removes: an equal share of the way from dense to the target; of what is there, for a ratio."""
+def _amount(work: Work, number: int) -> Amount:
+    """What this round removes: an equal share of the way from dense to the target; of what is there, for a ratio.
+
+    A `max_drop` beside other budgets is checked after recovery, in step 7; alone it is found here by bisection.
+    """
     recipe, rounds = work.recipe, work.recipe.prune.rounds
     if recipe.prune.ratio is not None:
-        return None, 1 - (1 - recipe.prune.ratio) ** (1 / rounds)
-    target: dict[str, float | str] = {str(k): v for k, v in (recipe.objective.target or {}).items()}
+        return {"ratio": 1 - (1 - recipe.prune.ratio) ** (1 / rounds)}
+    target: dict[str, float | str] = {str(name): value for name, value in (recipe.objective.target or {}).items()}
+    if len(target) > 1:
+        target.pop("max_drop", None)
     if rounds == 1:
-        return target, None
+        return {"target": target}
     dense = size_of(work.graph)
     steps = {}
     for budget in budgets_of(target, dense):
         whole = COSTS[budget.cost](dense)
-        limit = whole - (whole - budget.limit) * number / rounds
-        steps[budget.cost] = str(int(limit if number < rounds else budget.limit))
-    return steps, None
+        steps[budget.cost] = f"{whole - (whole - budget.limit) * number // rounds}"
+    return {"target": steps}
 
 
 def _recover_between(work: Work, model: nn.Module, number: int) -> None:
@@ -116,33 +108,29 @@ def _recover_between(work: Work, model: nn.Module, number: int) -> None:
 # ------------------------------------------------------------------------------------------------------ what came out
 
 
-def _difference(before: nn.Module, after: nn.Module, plan: Plan, example: torch.Tensor) -> float:
+def _difference(before: nn.Module, result: Pruned, example: torch.Tensor) -> float:
     """Largest difference of masked and cut outputs in float64, relative to the largest output."""
-    if not plan.neutral:
+    if not result.plan.neutral:
         return 0.0
-    from copy import deepcopy
-
-    masked, cut = masked_copy(before, plan, torch.float64), deepcopy(after).double().eval()
+    masked, after = masked_copy(before, result.plan, torch.float64), deepcopy(result.model).double().eval()
     with torch.no_grad():
-        expected, got = masked(example.double()), cut(example.double())
+        expected, got = masked(example.double()), after(example.double())
     return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-def _described(work: Work, model: nn.Module, chosen: Chosen, number: int) -> dict[str, Any]:
-    after, dense = chosen.plan.after, size_of(work.graph)
-    kept = {cut.group: (cut.size, len(cut.keep)) for cut in chosen.plan.cuts}
-    target = work.recipe.objective.target or {"ratio": work.recipe.prune.ratio}
+def _described(work: Work, result: Pruned, number: int) -> dict[str, Any]:
+    after, dense = result.report.after, size_of(work.graph)
     return {
         "round": number,
-        "target": {name: value for name, value in target.items()},
+        "target": work.recipe.objective.target or {"ratio": work.recipe.prune.ratio},
         "achieved": after.macs / dense.macs,
         "unit": "fraction of the dense MACs",
         "macs": after.macs,
         "params": after.parameters,
         "bytes": after.bytes,
-        "metric": measured(accuracy(work, model, work.data.validation)),
-        "layers": [{"group": name, "before": size, "after": keep} for name, (size, keep) in sorted(kept.items())],
-        "search": chosen.search,
+        "metric": measured(accuracy(work, result.model, work.data.validation)),
+        "layers": [asdict(width) for width in result.report.widths if width.after < width.before],
+        "notes": list(result.report.notes),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...surgery.store import save
+from ...surgery import save
 from ...training import fit, recalibrate_batchnorm
 from ..files import count_zeros, save_dense
 from ..measuring import accuracy, measured
@@ -74,7 +74,7 @@ def _tuned(work: Work, model: nn.Module) -> dict[str, Any]:
 
 
 def _control(work: Work, section: Section) -> dict[str, Any]:
-    """The dense model trained as long and as fast as the cut one, so that training longer is not taken for pruning well."""
+    """The dense model trained as the cut one, so that training longer is not taken for pruning well."""
     part = work.recipe.recover
     assert part is not None
     config = work.training(part)

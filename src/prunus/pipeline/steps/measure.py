@@ -1,4 +1,4 @@
-"""Step 8: the final model and its int8 variant on the device: file bytes, latency, memory, accuracy on validation data."""
+"""Step 8: the final model and its int8 variant on the device: bytes, latency, memory, accuracy on validation data."""
 
 from __future__ import annotations
 
@@ -151,6 +151,7 @@ def _ask(work: Work, files: dict[str, Path], inputs: Path, setting: Setting) -> 
             inputs=str(inputs),
             threads=setting.threads,
             repeats=work.recipe.device.repeats,
+            warmup=work.recipe.device.warmup,
             memory_limit=setting.memory_limit,
         )
     )
@@ -159,8 +160,9 @@ def _ask(work: Work, files: dict[str, Path], inputs: Path, setting: Setting) -> 
 def _how(work: Work, setting: Setting, interleaved: bool) -> str:
     turns = "in turns with the others" if interleaved else "alone"
     limit = f", address space limited to {setting.memory_limit} bytes" if setting.memory_limit else ""
+    device = work.recipe.device
     return (
-        f"measured: median of {work.recipe.device.repeats} runs after 10 warm-ups {turns}, batch {work.recipe.device.batch}, "
+        f"measured: median of {device.repeats} runs after {device.warmup} warm-ups {turns}, batch {device.batch}, "
         f"{setting.threads} thread{'s' if setting.threads > 1 else ''}, ONNX Runtime in a process of its own{limit}"
     )
 

@@ -91,15 +91,11 @@ def _table(work: Work, last: dict[str, Any]) -> list[dict[str, Any]]:
         dense, pruned = (_count(name, side[key], unit) for side in (baseline, last))
         rows.append(_row(label, name, "lower", dense, pruned, "x"))
     for row, twin in _timed_pairs(report["device"]):
-        label = f"Latency, {row['runtime']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}, {twin['precision']}"
+        threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        label = f"Latency, {row['runtime']}, {threads}, {twin['precision']}"
         rows.append(_row(label, "latency", "lower", row["latency"], twin["latency"], "x"))
-    memory = [row for row in report["device"] if row["runtime"] == "torch"][:2]
-    if len(memory) == 2:
-        rows.append(
-            _row(
-                "Peak memory of activations", "peak_memory", "lower", memory[0]["peak_mem"], memory[1]["peak_mem"], "x"
-            )
-        )
+    memory = [row["peak_mem"] for row in report["device"] if row["runtime"] == "torch"][:2]
+    rows.append(_row("Peak memory, weights and activations", "peak_memory", "lower", *memory, "x"))
     return rows
 
 
@@ -157,19 +153,15 @@ def _timed_pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[
 
 
 def _points(work: Work, section: Section) -> list[dict[str, Any]]:
-    """Points of accuracy against MACs, on validation data, so that the curve and the result stand on the same samples."""
+    """Points of accuracy against MACs, all on validation data."""
     report = work.report
     execution = report["execution"]["rounds"][-1]
+    baseline, criterion = report["baseline"], work.recipe.prune.criterion
+    sizes = {"dense": (baseline["macs"], baseline["params"]), "cut": (execution["macs"], execution["params"])}
     named = (
-        (
-            "dense",
-            "dense",
-            report["baseline"]["macs"],
-            report["baseline"]["params"],
-            report["baseline"]["metrics"]["validation"]["accuracy"],
-        ),
-        ("cut, before recovery", "before_tuning", execution["macs"], execution["params"], execution["metric"]),
-        ("pruned", "pruned", execution["macs"], execution["params"], report["finetune"]["metric"]),
+        ("dense", "dense", sizes["dense"], baseline["metrics"]["validation"]["accuracy"]),
+        ("cut, before recovery", "before_tuning", sizes["cut"], execution["metric"]),
+        ("pruned", "pruned", sizes["cut"], report["finetune"]["metric"]),
     )
     points = [
         {
@@ -179,10 +171,10 @@ def _points(work: Work, section: Section) -> list[dict[str, Any]]:
             "params": params,
             "accuracy": metric["value"],
             "spread": metric["spread"],
-            "criterion": work.recipe.prune.criterion,
+            "criterion": "" if kind == "dense" else criterion,
             "note": "validation data",
         }
-        for label, kind, macs, params, metric in named
+        for label, kind, (macs, params), metric in named
     ]
     points += curve_points(work)
     from ...report import pareto
