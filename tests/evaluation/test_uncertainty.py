@@ -131,5 +131,7 @@ def test_bad_options_are_refused():
         measure(network(None), method="dropout")
     with pytest.raises(InputError, match="passes=0"):
         measure(network(0.1), passes=0)
+    with pytest.raises(InputError, match="limit=0"):
+        measure(network(0.1), limit=0)
     with pytest.raises(InputError, match="no linear or convolution"):
         evaluation.evaluate(random_case()[0], random_case()[1], "mc_dropout")

@@ -118,27 +118,24 @@ def dropout_before_classifier(model: nn.Module, p: float) -> Iterator[None]:
         hook.remove()
 
 
-def _noisy_weights(model: nn.Module, noise: float) -> dict[str, Tensor]:
-    return {
-        name: p + torch.randn_like(p) * p.abs() * noise for name, p in model.named_parameters() if p.is_floating_point()
-    }
+def sampled_uncertainty(context: Context, data: Any) -> dict[str, np.ndarray]:
+    """`uncertainty` of each sample of `data`, from stochastic passes by the options of `mc_dropout`.
 
+    Random numbers come from the context's seed; at most the first `limit` samples are used.
 
-def stochastic_passes(context: Context, data: Any) -> Iterator[Tensor]:
-    """For each batch of `data` the (T, n, classes) probabilities of T passes, by the options of `mc_dropout`.
-
-    Stops after `limit` samples. Random numbers come from the context's seed.
+    Raises:
+        InputError: no samples, or an option out of its range.
     """
     options, model, method = context.options, context.model, method_of(context)
     passes, limit = int(options["passes"]), options["limit"]
-    if passes < 1:
-        raise InputError(f"option passes={passes}; it must be at least 1")
+    if passes < 1 or (limit is not None and limit < 1):
+        raise InputError(f"mc_dropout: options passes={passes} and limit={limit} must be at least 1")
     active = {
         "dropout": lambda: only_dropout_active(model),
         "inserted": lambda: dropout_before_classifier(model, float(options["p"])),
         "weights": lambda: eval_mode(model),
     }
-    seen = 0
+    parts, seen = [], 0
     with seeded(context.seed), active[method](), torch.no_grad():
         for x, y in batches_of(data, context.batch_size):
             rows = []
@@ -146,11 +143,14 @@ def stochastic_passes(context: Context, data: Any) -> Iterator[Tensor]:
                 weights = _noisy(model, float(options["noise"])) if method == "weights" else None
                 logits, _ = match(logits_of(forward(model, x, parameters=weights)).cpu(), y.cpu())
                 rows.append(logits.double().softmax(1))
-            batch = torch.stack(rows)
-            yield batch if limit is None else batch[:, : int(limit) - seen]
-            seen += batch.shape[1]
-            if limit is not None and seen >= int(limit):
-                return
+            stacked = torch.stack(rows)[:, : None if limit is None else int(limit) - seen]
+            parts.append(uncertainty(stacked))
+            seen += stacked.shape[1]
+            if limit is not None and seen >= limit:
+                break
+    if not parts:
+        raise InputError("data: no batch to predict; it is empty, or an iterator that was used up before")
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 
 def method_of(context: Context) -> str:
@@ -179,7 +179,7 @@ def _noisy(model: nn.Module, noise: float) -> dict[str, Tensor]:
 
 
 def _mc_dropout(context: Context) -> Measurement:
-    own = _per_sample(context, context.data)
+    own = sampled_uncertainty(context, context.data)
     layers, method = dropout_layers(context.model), method_of(context)
     said = {
         "dropout": f"{len(layers)} dropout modules active, all else in eval mode",
@@ -194,18 +194,11 @@ def _mc_dropout(context: Context) -> Measurement:
         "interval": {name: [spread.low, spread.high] for name, spread in intervals.items() if spread is not None},
     }
     if context.options["ood"] is not None:
-        foreign = _per_sample(context, context.options["ood"])
+        foreign = sampled_uncertainty(context, context.options["ood"])
         details["ood_mean"] = {name: float(v.mean()) for name, v in foreign.items()}
         details["ood_auroc"] = {name: auroc(own[name], foreign[name]) for name in own}
     how = f"mean mutual information of {context.options['passes']} passes, {len(values)} samples; {said}"
     return Measurement("mc_dropout", float(values.mean()), "nat", how, intervals["mutual_information"], details)
-
-
-def _per_sample(context: Context, data: Any) -> dict[str, np.ndarray]:
-    parts = [uncertainty(passes) for passes in stochastic_passes(context, data)]
-    if not parts:
-        raise InputError("data: no batch to predict; it is empty, or an iterator that was used up before")
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 
 def _ood_detection(context: Context) -> Measurement:
