@@ -94,6 +94,11 @@ def fit(
     order = _Order(model, data, config or TrainingConfig(), teacher, validation, folder, on_step, penalty)
     _check(order)
     processes = Processes.start(order.config.device)
+    if processes.count > 1 and order.config.batch_size < 2 * processes.count:
+        raise InputError(
+            f"TrainingConfig: batch_size={order.config.batch_size} counts the samples of all {processes.count} "
+            f"processes; give at least {2 * processes.count}"
+        )
     if folder is not None and processes.leads:
         stored.prepare_folder(folder)
     identity = _identity(order, processes)

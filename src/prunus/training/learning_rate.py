@@ -54,11 +54,11 @@ def onecycle(lr: float, *, steps: int, rise: float = 0.3, start: float = 25.0, e
 
     Source: Smith & Topin, "Super-Convergence", 2017, arXiv 1708.07120; two cosine phases as in torch's OneCycleLR.
 
-    >>> [round(onecycle(1.0, steps=11)(step), 4) for step in (0, 3, 10, 99)]
+    >>> [round(onecycle(1.0, steps=20)(step), 4) for step in (0, 5, 19, 99)]
     [0.04, 1.0, 0.0, 0.0]
     """
     last = max(steps - 1, 1)
-    peak = rise * last
+    peak = max(rise * steps - 1, 0.0)
 
     def rate(step: int) -> float:
         if step < peak:
