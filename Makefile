@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := src tests $(wildcard tools benchmarks examples)
 
 .PHONY: help demo test test-all lint format docs clean
@@ -48,9 +48,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing prunus into $(VENV); this takes a few minutes, once"
 	$(PIP_INSTALL) -e ".[report,onnx,energy]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing prunus and its development tools into $(VENV); this takes a few minutes, once"
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.demo

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -165,3 +167,10 @@ def test_wrong_names_and_arguments_say_what_is_known():
         build("resnet20", widths=(64, 32, 16))
     with pytest.raises(UnknownNameError, match="known: 11, 16, 19"):
         VGG(13)
+
+
+def test_the_page_of_the_zoo_has_the_tables_numbers():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
+    for name, entry in MODELS.items():
+        shape = "x".join(map(str, entry.input_shape))
+        assert f"| `{name}` | {shape} | {entry.parameters:,} | {entry.macs:,} | {entry.paper} |" in page

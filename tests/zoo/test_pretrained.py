@@ -13,6 +13,7 @@ from torch import nn
 from prunus.data import Split, load
 from prunus.errors import StoredFileError, UnknownNameError
 from prunus.zoo import PRETRAINED, build, load_pretrained, weights
+from prunus.zoo.pretrained import fill
 
 
 def accuracy(model: nn.Module, split: Split) -> float:
@@ -90,6 +91,15 @@ def test_missing_truncated_and_strange_files_say_what_is_wrong(tmp_path):
     save_file({**stored(model), "extra": torch.zeros(1)}, tmp_path / "more.safetensors")
     with pytest.raises(StoredFileError, match="hold unknown extra"):
         load_pretrained("resnet8", tmp_path / "more.safetensors")
+
+
+def test_a_nan_is_found_before_anything_is_changed():
+    model, other = build("resnet8"), stored(build("resnet8"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    other["linear.weight"] = other["linear.weight"].index_fill(0, torch.tensor([3]), float("nan"))
+    with pytest.raises(StoredFileError, match=r"mine hold NaN or infinite values in linear.weight"):
+        fill(model, other, "mine")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_networks_without_trained_weights_say_which_have_some(tmp_path):

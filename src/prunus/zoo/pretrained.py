@@ -73,7 +73,7 @@ def weights(name: str, path: str | Path | None = None) -> dict[str, Tensor]:
         raise UnknownNameError.of("pretrained network", name, PRETRAINED)
     if known is not None and (path is None or Path(path).is_dir()):
         path = find_root(path) / known.file
-    tensors = _read(Path(path or ""))
+    tensors = read_tensors(Path(path or ""))
     for old, new in known.renamed if known else ():
         tensors = {new + k.removeprefix(old) if k.startswith(old) else k: v for k, v in tensors.items()}
     return tensors
@@ -91,25 +91,44 @@ def load_pretrained(name: str, path: str | Path | None = None) -> nn.Module:
         StoredFileError: Besides what `weights` raises, names or shapes of the tensors are not the network's. Only the
             `num_batches_tracked` of batch norms may be missing.
     """
-    tensors = weights(name, path)
     model = build(PRETRAINED[name].model if name in PRETRAINED else name)
-    own = model.state_dict()
-    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
-    strange = [k for k in tensors if k not in own]
-    wrong = [
-        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
-    for what, names in (("lack", missing), ("hold unknown", strange), ("have wrong shapes:", wrong)):
-        if names:
-            some = ", ".join(names[:4]) + (" ..." if names[4:] else "")
-            raise StoredFileError(f"the weights given for {name!r} {what} {some}; they are of another network")
-    model.load_state_dict(tensors, strict=False)
+    fill(model, weights(name, path), f"the weights given for {name!r}")
     return model.eval()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Copy tensors into a model's parameters and buffers, all or none.
+
+    Args:
+        model: Any module.
+        tensors: By the model's own names; only the `num_batches_tracked` of batch norms may be missing.
+        what: How an error calls the tensors.
+
+    Raises:
+        StoredFileError: Names or shapes are not the model's, or a value is NaN or infinite. The model is as it was.
+    """
+    own = model.state_dict()
+    shared = [k for k in own if k in tensors]
+    wrong = [k for k in shared if tensors[k].shape != own[k].shape]
+    complaints = {
+        "lack": [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")],
+        "hold unknown": [k for k in tensors if k not in own],
+        "have wrong shapes:": [f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}" for k in wrong],
+        "hold NaN or infinite values in": [k for k in shared if not bool(tensors[k].isfinite().all())],
+    }
+    for complaint, names in complaints.items():
+        if names:
+            some = ", ".join(names[:4]) + (" ..." if names[4:] else "")
+            raise StoredFileError(f"{what} {complaint} {some}; give the weights of this very network")
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        StoredFileError: The file is missing, damaged, or a pickle.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
