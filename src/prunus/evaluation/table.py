@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import accuracy, calibration, corruptions, energy, fairness, latency, memory, robustness, size, uncertainty
+from . import accuracy, calibration, corruptions, energy, fairness, latency, memory, robustness, sensitivity, size, uncertainty
 from .context import Measure
 
 MEASURES: Mapping[str, Measure] = {
@@ -18,4 +18,5 @@ MEASURES: Mapping[str, Measure] = {
     **energy.MEASURES,
     **robustness.MEASURES,
     **corruptions.MEASURES,
+    **sensitivity.MEASURES,
 }

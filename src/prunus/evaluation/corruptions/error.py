@@ -144,6 +144,6 @@ MEASURES: Mapping[str, Measure] = {
         needs=("data",),
         better="lower",
         source="Hendrycks & Dietterich 2019, arXiv 1903.12261",
-        options={"names": None, "severities": (1, 2, 3, 4, 5), **SPACE_OPTIONS},
+        options={"names": None, "severities": (1, 2, 3, 4, 5), **SPACE_OPTIONS, "samples": 500},
     )
 }
