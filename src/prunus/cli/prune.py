@@ -45,10 +45,7 @@ def prune(
     speak = Output(json)
     check_writable(out)
     named = Named(model, weights, kwarg, input_shape, data)
-    amount = {"ratio": ratio} if ratio is not None else {}
     wanted = budget(target)
-    if wanted:
-        amount["target"] = wanted  # type: ignore[assignment]
     said = ", ".join(
         f"{name} {value}" for name, value in ({"ratio": ratio} if ratio is not None else wanted or {}).items()
     )
@@ -62,7 +59,8 @@ def prune(
         round_to=round_to,
         data=_batches(data, batches, seed) if data else None,
         seed=seed,
-        **amount,
+        ratio=ratio,
+        target=wanted,
     )
     save(result, out, **named.factory())
     report = result.report

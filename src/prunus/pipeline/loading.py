@@ -80,9 +80,8 @@ def _override(plain: dict[str, Any], override: str) -> None:
         inner = part.get(key)
         if not isinstance(inner, dict):
             short = {"model": "name", "data": "spec"}.get(key)
-            inner = {short: inner} if short and isinstance(inner, str) else {}
-            part[key] = inner
-        part = inner
+            part[key] = {short: inner} if short and isinstance(inner, str) else {}
+        part = part[key]
     part[keys[-1]] = value
 
 

@@ -158,7 +158,7 @@ def _zoo(name: str, **kwargs: Any) -> nn.Module:
 
 def _timm(name: str, **kwargs: Any) -> nn.Module:
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
         raise _edge("timm", "timm", f"model timm:{name}", error) from error
     return timm.create_model(name, **kwargs)
@@ -166,7 +166,7 @@ def _timm(name: str, **kwargs: Any) -> nn.Module:
 
 def _torchvision(name: str, **kwargs: Any) -> nn.Module:
     try:
-        from torchvision.models import get_model
+        from torchvision.models import get_model  # pyright: ignore[reportMissingImports]
     except Exception as error:
         raise _edge("torchvision", "torchvision", f"model torchvision:{name}", error) from error
     return get_model(name, **kwargs)
@@ -174,7 +174,7 @@ def _torchvision(name: str, **kwargs: Any) -> nn.Module:
 
 def _hugging_face(name: str, *, auto: str = "AutoModel", **kwargs: Any) -> nn.Module:
     try:
-        import transformers
+        import transformers  # pyright: ignore[reportMissingImports]
     except Exception as error:
         raise _edge("transformers", "prunus[transformers]", f"model hf:{name}", error) from error
     kind = getattr(transformers, auto, None)

@@ -36,14 +36,14 @@ class DataPart(Part):
     spec: str
     """`digits`, `mnist`, `cifar10`, `npz:PATH`, `folder:PATH` or `package.module:factory`."""
     root: str | None = None
-    validation: float = Field(0.1, gt=0, lt=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training samples that selects; never trained on."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """At most this many samples per split."""
     mean: tuple[float, ...] | None = None
     """Per channel, in pixel units of [0, 1]; replaces the data set's own."""
     std: tuple[float, ...] | None = None
-    batch: int = Field(256, ge=1)
+    batch: int = Field(default=256, ge=1)
     """Batch size of evaluation and of calibration."""
 
     @model_validator(mode="after")
@@ -58,9 +58,9 @@ class DataPart(Part):
 class Floors(Part):
     """What a run must not fall below; the step that measures it fails otherwise."""
 
-    validation_accuracy: Fraction | None = Field(None, ge=0, le=1)
+    validation_accuracy: Fraction | None = Field(default=None, ge=0, le=1)
     """Of the dense model on validation data (step 1)."""
-    retention: Fraction | None = Field(None, ge=0)
+    retention: Fraction | None = Field(default=None, ge=0)
     """Accuracy on test data after recovery over that of the dense model (step 7)."""
 
 
@@ -73,7 +73,7 @@ class Objective(Part):
     floors: Floors = Floors()
     curve: tuple[Fraction, ...] = ()
     """Further MAC budgets, as fractions of dense, for the curve of accuracy against MACs (validation data)."""
-    curve_epochs: int = Field(0, ge=0)
+    curve_epochs: int = Field(default=0, ge=0)
     """Epochs of recovery at each point of the curve; 0 recalibrates batch norm only."""
     baselines: tuple[str, ...] = ()
     """Criteria drawn beside the recipe's own at the budgets of the curve, e.g. [random]."""
@@ -97,21 +97,21 @@ class PrunePart(Part):
     scope: Literal["group", "global"] = "global"
     normalise: str = "mean"
     """How scores of different groups are made comparable, for scope global."""
-    ratio: float | None = Field(None, ge=0, lt=1)
+    ratio: float | None = Field(default=None, ge=0, lt=1)
     """Share of units removed from every group; instead of objective.target."""
-    rounds: int = Field(1, ge=1)
+    rounds: int = Field(default=1, ge=1)
     """1 prunes at once; k prunes in k steps towards the target, scoring afresh each time."""
-    round_epochs: int = Field(0, ge=0)
+    round_epochs: int = Field(default=0, ge=0)
     """Epochs of recovery after each round but the last; 0 recalibrates batch norm only."""
     keep: tuple[str, ...] = ()
     """Names of modules or groups that are never cut."""
-    round_to: int = Field(1, ge=1)
+    round_to: int = Field(default=1, ge=1)
     """Widths become multiples of this."""
-    min_keep: int = Field(1, ge=1)
+    min_keep: int = Field(default=1, ge=1)
     """Units that every group keeps."""
-    max_ratio: float = Field(1.0, gt=0, le=1)
+    max_ratio: float = Field(default=1.0, gt=0, le=1)
     """Largest share of its units that a group may lose."""
-    calibration_batches: int = Field(8, ge=1)
+    calibration_batches: int = Field(default=8, ge=1)
     """Batches of training data for criteria that need statistics."""
 
 
@@ -121,7 +121,7 @@ class EvaluatePart(Part):
     measures: tuple[str, ...] = ("accuracy", "calibration", "class_fairness")
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of single measures: {name: {option: value}}."""
-    train_samples: int = Field(10_000, ge=1)
+    train_samples: int = Field(default=10_000, ge=1)
     """At most this many training samples for the training metric."""
 
 
@@ -139,7 +139,7 @@ class TrainPart(Part):
 class RecoverPart(TrainPart):
     """Fine-tuning of the cut model: fields of the training configuration, among them `distillation`, and these."""
 
-    recalibrate: int = Field(0, ge=0)
+    recalibrate: int = Field(default=0, ge=0)
     """Batches of training data that batch-norm statistics are estimated from anew before training; 0 leaves them."""
 
 
@@ -147,16 +147,16 @@ class DevicePart(Part):
     """The device that the result is meant for, or the limits that stand in for it."""
 
     platform: Literal["cpu", "gpu", "mcu", "fpga", "npu"] = "cpu"
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Threads of the run and of the many-threads measurement; all cores when absent."""
-    batch: int = Field(1, ge=1)
+    batch: int = Field(default=1, ge=1)
     memory_limit: str | None = None
     """Address space of one more measurement in a process of its own, e.g. "512MB"."""
-    warmup: int = Field(10, ge=0)
+    warmup: int = Field(default=10, ge=0)
     """Runs before the timed ones."""
-    repeats: int = Field(50, ge=5)
+    repeats: int = Field(default=50, ge=5)
     """Timed runs per latency."""
-    channel_multiple: int = Field(1, ge=1)
+    channel_multiple: int = Field(default=1, ge=1)
     """Widths that the device handles without padding; violations are reported."""
 
 
@@ -166,7 +166,7 @@ class ExportPart(Part):
     onnx: bool = True
     int8: bool = True
     """Static quantisation by ONNX Runtime, calibrated on training data."""
-    calibration_samples: int = Field(256, ge=1)
+    calibration_samples: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
     def _int8_needs_onnx(self) -> ExportPart:
@@ -189,7 +189,7 @@ class Recipe(Part):
     """
 
     title: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     model: ModelPart
     data: DataPart
     train: TrainPart | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ def _described(name: str, value: torch.Tensor) -> dict[str, Any]:
 def structure(work: Work) -> Section:
     """Whole units are removed, so that ordinary dense kernels run the result; say what that gains on the platform."""
     recipe = work.recipe
-    target: Mapping[str, Any] = recipe.objective.target or {}
+    target = {str(name): value for name, value in (recipe.objective.target or {}).items()}
     problem = check_structure("structured", target, sparse_kernel=False)
     rules = hardware_rules(
         recipe.device.platform, recipe.device.channel_multiple, recipe.prune.round_to, recipe.prune.rounds

@@ -94,8 +94,9 @@ def _table(work: Work, last: dict[str, Any]) -> list[dict[str, Any]]:
         threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
         label = f"Latency, {row['runtime']}, {threads}, {twin['precision']}"
         rows.append(_row(label, "latency", "lower", row["latency"], twin["latency"], "x"))
-    memory = [row["peak_mem"] for row in report["device"] if row["runtime"] == "torch"][:2]
-    rows.append(_row("Peak memory, weights and activations", "peak_memory", "lower", *memory, "x"))
+    memory = {row["variant"]: row["peak_mem"] for row in report["device"] if row["runtime"] == "torch"}
+    label = "Peak memory, weights and activations"
+    rows.append(_row(label, "peak_memory", "lower", memory["dense"], memory["pruned"], "x"))
     return rows
 
 
