@@ -26,7 +26,6 @@ CASES = {
     "conv in": (nn.Conv2d(4, 6, 3), (("weight", 1),), nn.Conv2d(2, 6, 3)),
     "conv1d out": (nn.Conv1d(3, 4, 3), (("weight", 0), ("bias", 0)), nn.Conv1d(3, 2, 3)),
     "conv3d out": (nn.Conv3d(3, 4, 3), (("weight", 0), ("bias", 0)), nn.Conv3d(3, 2, 3)),
-    "depthwise": (nn.Conv2d(4, 4, 3, groups=4), (("weight", 0), ("bias", 0)), nn.Conv2d(2, 2, 3, groups=2)),
     "grouped, inside the groups": (nn.Conv2d(8, 8, 3, groups=2), (("weight", 1),), nn.Conv2d(4, 8, 3, groups=2)),
     "transposed in": (nn.ConvTranspose2d(4, 6, 3), (("weight", 0),), nn.ConvTranspose2d(2, 6, 3)),
     "transposed out": (nn.ConvTranspose2d(6, 4, 3), (("weight", 1), ("bias", 0)), nn.ConvTranspose2d(6, 2, 3)),
