@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from .cut import apply, plans_of
 from .files import check_writable, read_weights
+from .leave_out import leave_out_failing
+from .prune import Pruned, PruneOptions, prune
+from .report import Report, Width, report_of
 from .serialise import from_json, to_json
 from .store import Manifest, load, read_manifest, read_plans, save
 
 __all__ = [
     "apply",
+    "prune",
+    "Pruned",
+    "PruneOptions",
+    "Report",
+    "Width",
+    "report_of",
+    "leave_out_failing",
     "plans_of",
     "save",
     "load",

@@ -299,8 +299,8 @@ def _filled(dense: nn.Module, weights: Mapping[str, Tensor], tied: Mapping[str, 
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise SurgeryError(
-            f"the weights in {path} do not fit the dense model after its plans: {'; '.join(sorted(problems)[:5])}{more}."
-            " Pass the dense model of the same architecture and size"
+            f"the weights in {path} do not fit the dense model after its plans: "
+            f"{'; '.join(sorted(problems)[:5])}{more}. Pass the dense model of the same architecture and size"
         )
     by_id = {id(tensor): stored[name] for name, tensor in named.items()}
     return tensors.copy_with(dense, lambda old: _take(old, by_id.get(id(old))))

@@ -1,0 +1,301 @@
+"""`prune`: trace, collect, score, plan and apply in one call."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..allocation import Rules
+from ..criteria import Criterion, criterion_of, score
+from ..errors import BudgetError, InputError, SurgeryError
+from ..graph import trace
+from ..statistics import collect
+from ..types import Graph, Plan, Refusal, Scores
+from .choose import Aim, Chosen, choose
+from .cut import apply, plans_of
+from .leave_out import leave_out_failing
+from .report import Report, report_of
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+ROUNDS = 4
+"""Times that a plan is made again without the groups that broke the model."""
+
+
+@dataclass(frozen=True)
+class Pruned(Generic[ModuleT]):
+    """A smaller model, and how it came about.
+
+    Attributes:
+        model: the cut model (the given one with `inplace=True`).
+        plan: what was cut.
+        report: sizes before and after; `print(result.report)` shows a table.
+        refused: what was left alone and why: first groups whose cut failed verification, then what tracing could not
+            prune.
+        graph: of the dense model.
+        scores: that the plan was made from.
+    """
+
+    model: ModuleT
+    plan: Plan
+    report: Report
+    refused: tuple[Refusal, ...]
+    graph: Graph = field(repr=False)
+    scores: Scores = field(repr=False)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """All plans that made the model, oldest first: more than one after several rounds of pruning."""
+        return plans_of(self.model)
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Further keywords of `prune`.
+
+    Attributes:
+        round_to, min_keep, max_ratio, normalise: as in `prunus.plan`.
+        places, reduction, fallback: as in `prunus.score`; `fallback` scores groups in which the criterion has nothing
+            to read, None makes such a group an error.
+        outputs: as in `prunus.trace`.
+        max_batches: of `data` that are read to collect statistics; None is all.
+        quality: model -> number, higher is better, for a "max_drop" target. Default: top-1 accuracy on `data`. It is
+            given a cut copy, which it may train first.
+        seconds: model -> seconds of one run, for a "latency" target. Default: median of interleaved runs on the example
+            inputs, on the model's device.
+        verify: prove the result; see `prunus.apply`.
+        seed: of random criteria and of dropout while collecting.
+    """
+
+    round_to: int | Mapping[str, int] = 1
+    min_keep: int | Mapping[str, int] = 1
+    max_ratio: float | Mapping[str, float] = 1.0
+    normalise: str = "mean"
+    places: Any = None
+    reduction: str | None = None
+    fallback: str | Criterion | None = "l2_norm"
+    outputs: str = "keep"
+    max_batches: int | None = None
+    quality: Callable[[nn.Module], float] | None = None
+    seconds: Callable[[nn.Module], float] | None = None
+    verify: bool = True
+    seed: int = 0
+
+
+def prune(
+    model: ModuleT | Pruned[ModuleT],
+    example_inputs: Any,
+    *,
+    ratio: float | Mapping[str, float] | None = None,
+    target: Mapping[str, float | str] | None = None,
+    criterion: str | Criterion | Callable[..., Tensor] = "l2_norm",
+    keep: Any = (),
+    scope: str = "group",
+    data: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    inplace: bool = False,
+    **options: Any,
+) -> Pruned[ModuleT]:
+    """Remove the least important units of a model until a ratio or a budget is met, and prove the result.
+
+    Args:
+        model: any module that runs on the inputs, or an earlier result, which is pruned further.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; a batch of two or more.
+        ratio: fraction of units to remove, in [0, 1): of every group (scope "group"), of all together ("global"), or a
+            mapping from group name or pattern to ratio. Or
+        target: budgets, all of which must hold: "macs", "params", "bytes", "latency" as a fraction of the dense model
+            (0.5) or absolute ("10M", "20MB", "8ms"); "max_drop" of accuracy (0.01).
+        criterion: a name in `prunus.criteria.CRITERIA`, a `Criterion`, or a callable of the weights (units, elements).
+        keep: modules that stay whole: names, glob patterns or modules.
+        scope: "group" removes the same ratio everywhere, "global" the worst units wherever they are.
+        data: batches of (inputs, target), for criteria that need gradients or activations and for "max_drop".
+        loss: (output, target) -> scalar; default cross-entropy.
+        inplace: change `model` itself; all or nothing.
+        options: round_to, min_keep, max_ratio, normalise, fallback, quality, seconds, verify, seed; see `PruneOptions`.
+
+    Returns:
+        The smaller model with plan, report and refusals. Groups whose cut does not verify are left whole and listed in
+        `refused`; the plan is then made again without them, so that the budget still holds where that is possible.
+
+    Raises:
+        InputError: an argument is wrong, or a weight is NaN or infinite: names it.
+        UnknownNameError: no such criterion, scope, option, target, or name in `keep`.
+        BudgetError: the budget cannot be met.
+        TraceError: the model does not run on the inputs.
+        SurgeryError: no group can be cut.
+        Nothing was changed when any of these is raised.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> print(prune(model, torch.randn(2, 3, 8, 8), ratio=0.5).report)
+                before   after  change
+    parameters     516     260  -49.6%
+    macs        12,384   6,192  -50.0%
+    bytes        2,064   1,040  -49.6%
+    1 of 1 groups cut, criterion l2_norm
+    """
+    chosen_options = _options(options)
+    model = model.model if isinstance(model, Pruned) else model
+    measure = criterion_of(criterion)
+    aim = Aim(ratio, target, Rules(scope, **_among(chosen_options, Rules)))
+    data = list(data) if isinstance(data, Iterator) else data
+    _check(model, measure, data, aim)
+    graph = trace(model, example_inputs, keep, chosen_options.outputs)
+    scores = _scores(model, graph, measure, data, loss, chosen_options)
+    cut = _Cutting(model, graph, aim, data, chosen_options)
+    result, chosen, refused = cut.until_verified(scores, inplace)
+    report = report_of(graph, chosen.plan, chosen.notes)
+    return Pruned(result, replace(chosen.plan, example=None), report, (*refused, *graph.unprunable), graph, scores)
+
+
+def _options(given: Mapping[str, Any]) -> PruneOptions:
+    known = [f.name for f in fields(PruneOptions)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"prune: no argument {name!r}: {hint}further arguments are {', '.join(known)}")
+    return PruneOptions(**given)
+
+
+def _among(options: PruneOptions, kind: type) -> dict[str, Any]:
+    """The options that are fields of `kind`."""
+    return {f.name: getattr(options, f.name) for f in fields(kind) if hasattr(options, f.name)}
+
+
+def _check(model: nn.Module, criterion: Criterion, data: Iterable[Any] | None, aim: Aim) -> None:
+    """Everything that can be wrong before the model is run."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    aim.check()
+    if criterion.data_needs and data is None:
+        raise InputError(
+            f"criterion {criterion.name!r} reads {', '.join(sorted(criterion.data_needs))}: give data=, batches of "
+            "(inputs, target), or choose a criterion of the weights such as 'l2_norm'"
+        )
+    _check_finite(model)
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type == "meta" or not tensor.is_floating_point():
+            continue
+        # A buffer may hold infinities on purpose, such as an attention mask.
+        bad = ~torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else torch.isnan(tensor)
+        if bad.any():
+            raise InputError(
+                f"{name!r} holds {int(bad.sum())} NaN or infinite of {tensor.numel()} values: repair or retrain the "
+                "model first"
+            )
+
+
+def _scores(
+    model: nn.Module,
+    graph: Graph,
+    criterion: Criterion,
+    data: Iterable[Any] | None,
+    loss: Callable[[Any, Any], Tensor] | None,
+    options: PruneOptions,
+) -> Scores:
+    if not graph.groups:
+        raise SurgeryError(f"nothing in the model can be pruned: {_reasons(graph.unprunable)}")
+    statistics = None
+    if criterion.data_needs and data is not None:
+        statistics = collect(
+            model,
+            data,
+            criterion.data_needs,
+            loss=loss,
+            graph=graph,
+            max_batches=options.max_batches,
+            seed=options.seed,
+        )
+    return score(
+        graph,
+        criterion,
+        statistics,
+        model=model,
+        places=options.places,
+        reduction=options.reduction,
+        fallback=options.fallback,
+        seed=options.seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Cutting(Generic[ModuleT]):
+    """One model and what it is to become."""
+
+    model: ModuleT
+    graph: Graph
+    aim: Aim
+    data: Iterable[Any] | None
+    options: PruneOptions
+
+    def until_verified(self, scores: Scores, inplace: bool) -> tuple[ModuleT, Chosen, tuple[Refusal, ...]]:
+        """Plan and apply; groups that break the model are left out, and the rest is planned again."""
+        refused: list[Refusal] = []
+        chosen = self._choose(scores)
+        for last in (*[False] * (ROUNDS - 1), True):
+            try:
+                return apply(self.model, chosen.plan, inplace, verify=self.options.verify), chosen, tuple(refused)
+            except SurgeryError:
+                if not self.options.verify:
+                    raise
+            kept = leave_out_failing(self.model, self.graph, chosen.plan)
+            refused += kept.refused
+            scores = replace(scores, values={n: v for n, v in scores.values.items() if n not in kept.refused_groups})
+            chosen = self._without(scores, kept.plan, last)
+        return apply(self.model, chosen.plan, inplace), chosen, tuple(refused)
+
+    def _without(self, scores: Scores, verified: Plan, last: bool) -> Chosen:
+        """Plan again with fewer groups; where the budget is out of reach, what was verified has to do."""
+        try:
+            if not last:
+                return self._choose(scores)
+            reason = f"planning again failed verification {ROUNDS} times"
+        except BudgetError as error:
+            reason = str(error)
+        note = f"the budget does not hold, since groups had to be left whole: {reason}"
+        warnings.warn(f"prune: {note}", stacklevel=4)
+        return Chosen(replace(verified, example=self.graph.example), (note,))
+
+    def _choose(self, scores: Scores) -> Chosen:
+        return choose(self.aim, self.model, self.graph, scores, quality=self._quality(), seconds=self.options.seconds)
+
+    def _quality(self) -> Callable[[nn.Module], float] | None:
+        if self.options.quality is not None:
+            return self.options.quality
+        data = self.data
+        return None if data is None else lambda model: accuracy(model, data)
+
+
+def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
+    """Top-1 accuracy in [0, 1] of a classifier over batches of (inputs, target). Changes the model's mode only while it
+    runs."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    right = total = 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for inputs, target in batches:
+                found = model(inputs.to(device)).argmax(1)
+                right += int((found == target.to(device)).sum())
+                total += len(target)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not total:
+        raise InputError("data holds no batches: give batches of (inputs, target)")
+    return right / total
+
+
+def _reasons(refusals: tuple[Refusal, ...]) -> str:
+    shown = [f"{refusal.what}: {refusal.reason}" for refusal in refusals[:3]]
+    return "; ".join(shown) or "it has no parameters with a free dimension"

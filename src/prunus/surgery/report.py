@@ -1,0 +1,63 @@
+"""What a cut did, as data that prints as a small table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types import Graph, Plan, Size
+
+
+@dataclass(frozen=True)
+class Width:
+    """Units of a group before and after."""
+
+    group: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sizes before and after. `widths` are those of all groups that could be cut, in the order of the model.
+
+    `macs` are multiply-accumulates of one sample, `bytes` those of parameters and buffers in memory; all are counted,
+    not estimated. `notes` say what the numbers do not: a measured latency or quality, a budget that could not be kept.
+    """
+
+    before: Size
+    after: Size
+    criterion: str
+    widths: tuple[Width, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reduction(self) -> dict[str, float]:
+        """Percent that is gone: of "parameters", "macs" and "bytes"."""
+        return {name: _percent(before, after) for name, before, after in self._rows()}
+
+    def _rows(self) -> tuple[tuple[str, int, int], ...]:
+        names = ("parameters", "macs", "bytes")
+        return tuple((name, getattr(self.before, name), getattr(self.after, name)) for name in names)
+
+    def __str__(self) -> str:
+        rows = [
+            (name, f"{before:,}", f"{after:,}", f"{-self.reduction[name]:+.1f}%")
+            for name, before, after in self._rows()
+        ]
+        table = [("", "before", "after", "change"), *rows]
+        columns = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = ["  ".join([row[0].ljust(columns[0]), *map(str.rjust, row[1:], columns[1:])]).rstrip() for row in table]
+        cut = sum(width.after < width.before for width in self.widths)
+        lines.append(f"{cut} of {len(self.widths)} groups cut, criterion {self.criterion}")
+        return "\n".join([*lines, *self.notes])
+
+
+def report_of(graph: Graph, plan: Plan, notes: tuple[str, ...] = ()) -> Report:
+    """The report of a plan for a graph."""
+    kept = {cut.group: len(cut.keep) for cut in plan.cuts}
+    widths = tuple(Width(group.name, group.size, kept.get(group.name, group.size)) for group in graph.groups)
+    return Report(plan.before, plan.after, plan.criterion, widths, notes)
+
+
+def _percent(before: int, after: int) -> float:
+    return 100.0 * (before - after) / before if before else 0.0
