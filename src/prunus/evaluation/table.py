@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import accuracy, calibration, corruptions, energy, fairness, latency, memory, robustness, sensitivity, size, uncertainty
+from . import (
+    accuracy,
+    calibration,
+    corruptions,
+    energy,
+    fairness,
+    latency,
+    memory,
+    robustness,
+    sensitivity,
+    size,
+    uncertainty,
+)
 from .context import Measure
 
 MEASURES: Mapping[str, Measure] = {
