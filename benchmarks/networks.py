@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a projected shortcut where the shape changes (He et al. 2016, arXiv 1512.03385; stride in 3x3)."""
+    """1x1, 3x3, 1x1, projected shortcut where the shape changes (He et al. 2016, arXiv 1512.03385; stride in 3x3)."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [--repeats 5] [--json out.json]
 
-The two tools take turns (A, B, A, B ...) on fresh copies of the same network; CPU seconds of the process are compared, as
-medians. Both halve the channels by the L2 norm of their weights. prunus's numerical proof (two forward passes in float64 and
-one second trace) is stated apart: torch-pruning has none.
+The two tools take turns (A, B, A, B ...) on fresh copies of the same network; CPU seconds of the process are
+compared, as medians. Both halve the channels by the L2 norm of their weights. prunus's proof (two forward passes in
+float64 and a second trace) is stated apart: torch-pruning has none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import prunus
 import torch
 from networks import NETWORKS, Attention, image
-from prunus.surgery import cut
 from torch import nn
+
+import prunus
+from prunus.surgery import cut
 
 Timings = dict[str, float]
 

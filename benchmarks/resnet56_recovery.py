@@ -2,7 +2,8 @@
 
     PRUNUS_DATA=... python benchmarks/resnet56_recovery.py --criterion l2_norm --epochs 100 --out runs/l2
 
-The held-out validation images select nothing here: the last weights are tested once. Writes result.json and model.safetensors.
+The held-out validation images select nothing here: the last weights are tested once. Writes result.json and
+model.safetensors.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import prunus
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import prunus
 from prunus.data import load
 from prunus.training import TrainingConfig, fit, recalibrate_batchnorm
 from prunus.training.config import Distillation
 from prunus.zoo import load_pretrained
-from safetensors.torch import save_file
-from torch import nn
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -7,16 +7,17 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import prunus
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import prunus
 from prunus.graph import plan_from
 from prunus.graph.counting import macs
 from prunus.types import Graph
-from torch import Tensor, nn
 
 WIDTHS = (4, 6, 8, 12, 16)
 

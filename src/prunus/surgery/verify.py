@@ -94,7 +94,7 @@ def _check_module(module: str, expected: _Calls, found: _Calls) -> None:
     skipped = VIEWS | FOLDED if changed & FOLDED else changed
     if changed & FOLDED and _last(expected) != _last(found):
         raise VerificationError(f"{where} was to end with shape {_last(expected)}, but ends with {_last(found)}")
-    for name in expected.keys() - skipped:
+    for name in expected.keys() - skipped - {_END}:
         for index, (want, have) in enumerate(zip(expected[name], found[name])):
             if want != have:
                 call = f" (call {index + 1})" if len(expected[name]) > 1 else ""
