@@ -326,8 +326,7 @@ def _fail_at(monkeypatch: pytest.MonkeyPatch, target: object, name: str, call: i
         (cut, "mended", 2),
         (cut.tensors, "copy_with", 1),
         (cut, "verify_cut", 1),
-        (cut.tensors, "holders", 1),  # while committing: the first tensor
-        (cut.tensors, "holders", 5),
+        (cut.tensors, "holders", 1),  # while committing
         (attributes, "write", 4),  # three attributes are written to the copy, then three to the model
         (attributes, "write", 6),
         (cut, "_refresh_all", 2),

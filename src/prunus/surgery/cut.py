@@ -196,14 +196,16 @@ def _build(model: ModuleT, staged: Staged, *, share_rest: bool) -> ModuleT:
 
 def _commit(model: nn.Module, staged: Staged, history: _Plans) -> None:
     """Write the staged values into the model itself; on any error undo what was written and raise."""
+    olds = [old for old, _ in staged.tensors.values()]
+    hidden = tensors.hidden_holders(model, olds)
     for name, (old, _) in staged.tensors.items():
-        hidden = next(tensors.hidden_holders(model, old), None)
-        if hidden is not None:
-            raise SurgeryError(f"{name!r} also stands in the Python container {hidden!r}: use inplace=False")
+        if id(old) in hidden:
+            raise SurgeryError(f"{name!r} also stands in the Python container {hidden[id(old)]!r}: use inplace=False")
+    holders = tensors.holders(model, olds)
     undo: list[Callable[[], None]] = []
     try:
         for old, new in staged.tensors.values():
-            for _, module, local in [*tensors.holders(model, old)]:
+            for module, local in holders[id(old)]:
                 setattr(module, local, new)
                 undo.append(lambda module=module, local=local, old=old: setattr(module, local, old))
         for path, name, value in staged.attributes:

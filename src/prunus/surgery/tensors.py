@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -50,24 +50,32 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def holders(model: nn.Module, tensor: Tensor) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every (module path, module, local name) under which the model holds this very tensor."""
-    for path, module in model.named_modules():
+def holders(model: nn.Module, wanted: Iterable[Tensor]) -> dict[int, list[tuple[nn.Module, str]]]:
+    """id of each wanted tensor -> every (module, local name) under which the model holds it. One walk."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {id(tensor): [] for tensor in wanted}
+    for module in model.modules():
         for table in (module._parameters, module._buffers, module.__dict__):
             for local, value in table.items():
-                if value is tensor:
-                    yield path, module, local
+                if id(value) in found:
+                    found[id(value)].append((module, local))
+    return found
 
 
-def hidden_holders(model: nn.Module, tensor: Tensor) -> Iterator[str]:
-    """Attributes that hold this very tensor inside a list, tuple or dict, where it cannot be swapped."""
+def hidden_holders(model: nn.Module, wanted: Iterable[Tensor]) -> dict[int, str]:
+    """id of each wanted tensor that stands in a list, tuple or dict, where it cannot be swapped -> that attribute."""
+    ids = {id(tensor) for tensor in wanted}
+    found: dict[int, str] = {}
     for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            continue
         for local, value in module.__dict__.items():
             if value is module._parameters or value is module._buffers:
                 continue
-            inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-            if any(item is tensor for item in inner) and not isinstance(module, nn.RNNBase):
-                yield f"{path}.{local}" if path else local
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            for item in inner:
+                if id(item) in ids:
+                    found[id(item)] = f"{path}.{local}" if path else local
+    return found
 
 
 def why_uncuttable(model: nn.Module, name: str, tensor: Tensor) -> str:
