@@ -16,7 +16,6 @@ from ..errors import InputError, ShapeError, UnknownNameError
 from ..types import Measurement, Spread
 from .context import Context, Measure
 from .predictions import forward, logits_of, match
-from .significance import mean_interval
 from .state import eval_mode, seeded
 
 # ----------------------------------------------------------------------------------------------------- input variables
@@ -334,7 +333,7 @@ def _parameter_sensitivity(context: Context) -> Measurement:
         details["reference_layers"] = {name: statistics.fmean(changes) for name, changes in dense.items()}
         shared = [name for name in means if name in dense]
         details["spearman"] = spearman([details["reference_layers"][n] for n in shared], [means[n] for n in shared])
-    spread = mean_interval(np.array(list(means.values())))
+    spread = Spread(min(means.values()), max(means.values()), "range over weight tensors", len(means))
     how = (
         f"mean absolute change of the cross-entropy over {len(means)} weight tensors, each with relative noise of "
         f"{settings['relative']:g}, {settings['repeats']} repeats, {sum(len(y) for _, y in batches)} samples"
