@@ -224,6 +224,17 @@ class Recipe(Part):
             raise ValueError(f"give exactly one of objective.target and prune.ratio; given: {was}")
         return self
 
+    @model_validator(mode="after")
+    def _rounds_are_counted(self) -> Recipe:
+        target = dict(self.objective.target or {})
+        measured = [name for name in ("latency", "max_drop") if name in target]
+        if self.prune.rounds > 1 and ("latency" in target or (measured and len(target) == 1)):
+            raise ValueError(
+                f"prune.rounds is {self.prune.rounds}, but a {measured[0]} budget is found by measuring one cut: "
+                "set prune.rounds to 1, or give macs, params or bytes"
+            )
+        return self
+
     def plain(self) -> dict[str, Any]:
         """The recipe as plain data, every default filled in."""
         return self.model_dump(mode="json")

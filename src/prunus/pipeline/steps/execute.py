@@ -15,6 +15,7 @@ from ...surgery import Pruned, plans_of, save
 from ...surgery.verify import masked_copy
 from ...training import fit, recalibrate_batchnorm
 from ...types import Plan
+from ..budgets import counted, target_of
 from ..cutting import Amount, cut
 from ..files import count_zeros
 from ..measuring import accuracy, measured
@@ -71,7 +72,7 @@ def _amount(work: Work, number: int) -> Amount:
     recipe, rounds = work.recipe, work.recipe.prune.rounds
     if recipe.prune.ratio is not None:
         return {"ratio": 1 - (1 - recipe.prune.ratio) ** (1 / rounds)}
-    target: dict[str, float | str] = {str(name): value for name, value in (recipe.objective.target or {}).items()}
+    target = target_of(work)
     if len(target) > 1:
         target.pop("max_drop", None)
     if rounds == 1:
@@ -146,28 +147,4 @@ def _musts(section: Section, work: Work, model: nn.Module, plans: tuple[Plan, ..
     in_memory = sum(int((tensor == 0).sum()) for tensor in model.state_dict().values())
     in_file, _ = count_zeros(work.weights_of(CUT))
     section.must("zeros in the saved file are those in memory", in_memory == in_file, f"{in_file} and {in_memory}")
-    target = {k: v for k, v in (work.recipe.objective.target or {}).items() if k in COSTS}
-    rows = []
-    for budget in budgets_of(target, dense) if target else ():
-        achieved = budget.of(after)
-        rows.append(_budget(budget.cost, target[budget.cost], budget.limit, achieved, COSTS[budget.cost](dense)))
-        section.must(
-            f"the {budget.cost} budget holds", achieved <= budget.limit, f"{achieved} of at most {budget.limit}"
-        )
-    section.top["budget"] = rows
-
-
-_UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
-
-
-def _budget(name: str, target: float | str, limit: int, achieved: int, dense: int) -> dict[str, Any]:
-    return {
-        "name": name,
-        "target": target,
-        "unit": _UNITS[name],
-        "limit": limit,
-        "achieved": achieved,
-        "dense": dense,
-        "met": achieved <= limit,
-        "binding": achieved > 0.98 * limit,
-    }
+    counted(section, work, dense, after)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...types import Measurement
+from ..budgets import latency
 from ..device_runs import Answer, Question, amount_of_memory, ask, latency_of
 from ..environment import cpu_name
 from ..measuring import accuracy, measured, peak_memory, raced
@@ -91,9 +92,7 @@ def _torch_rows(work: Work, section: Section) -> list[dict[str, Any]]:
     memory = {name: peak_memory(work, model) for name, model in models.items()}
     files = {"dense": work.directory / DENSE, "pruned": work.weights_of(FINAL)}
     rows = []
-    for setting in _settings(work):
-        if setting.memory_limit:
-            continue
+    for setting in (setting for setting in _settings(work) if not setting.memory_limit):
         timings, speedup = raced(work, dense, final, setting.threads)
         section.values["speedup"] = measured(speedup)
         for variant in models:
@@ -109,6 +108,8 @@ def _torch_rows(work: Work, section: Section) -> list[dict[str, Any]]:
                     metric=measured(accuracies[variant]),
                 )
             )
+    dense_ms, final_ms = (row["latency"]["value"] for row in rows[-2:])
+    latency(section, work, dense_ms, final_ms)
     return rows
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ... import evaluation
 from ...types import Measurement
+from ..budgets import largest_drop
 from ..measuring import accuracy, evaluate, measured_all
 from ..panels import panels
 from ..section import Section
@@ -48,6 +49,7 @@ def validate(work: Work) -> Section:
         }
     )
     _musts(section, work)
+    largest_drop(section, work, before - after)
     return section
 
 
