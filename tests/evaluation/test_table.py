@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from prunus.data.split import Split
-from prunus.evaluation import MEASURES, evaluate
-from prunus.evaluation import corruptions, energy, latency, memory, robustness, sensitivity
+from prunus.evaluation import MEASURES, corruptions, energy, evaluate, latency, memory, robustness, sensitivity
 
 FILES = (corruptions, energy, latency, memory, robustness, sensitivity)
 QUICK = {
