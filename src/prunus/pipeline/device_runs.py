@@ -103,5 +103,5 @@ def amount_of_memory(text: str) -> int:
     """
     found = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS:
-        raise InputError(f"device.memory_limit: {text!r} is no amount of memory; write e.g. 512MB or 1GiB")
+        raise InputError(f"{text!r} is no amount of memory; write e.g. 512MB or 1GiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])

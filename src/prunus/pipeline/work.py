@@ -21,6 +21,7 @@ from ..surgery import read_plans
 from ..training import TrainingConfig
 from ..types import Graph, Plan
 from . import names
+from .device_runs import amount_of_memory
 from .directory import RunDirectory, digest, file_digest
 from .recipe import Recipe, TrainPart
 
@@ -64,6 +65,7 @@ class Work:
             "evaluate.measures": lambda: resolve(recipe.evaluate.measures),
             "train": lambda: recipe.train and self.training(recipe.train),
             "recover": lambda: recipe.recover and self.training(recipe.recover),
+            "device.memory_limit": lambda: amount_of_memory(recipe.device.memory_limit or "0"),
             "model": self._check_model,
             "export": self._check_export,
         }
