@@ -11,6 +11,7 @@ PrunusError
 │   └── VerificationError the cut model differs from the prediction; the model was left as it was
 ├── StoredFileError       a file is missing, truncated, tampered with, or of a kind that is never opened (pickles)
 ├── TrainingError         training went wrong (a loss that is not finite); says where and what to try
+├── ExportError           an exported file does not compute what the model computes; no file was left
 ├── StepFailed            a step of a run did not reach what it must
 └── MissingExtraError     an optional dependency is not installed; names the extra (also an ImportError)
 """
@@ -71,6 +72,10 @@ class StoredFileError(PrunusError):
 
 class TrainingError(PrunusError):
     """Training cannot go on: the message names the epoch and step, and what to try."""
+
+
+class ExportError(PrunusError):
+    """A model cannot be exported, or the exported file computes something else. No file was left behind."""
 
 
 class StepFailed(PrunusError):
