@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,8 @@ def test_a_folder_that_is_a_file_is_refused_before_training(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_optimiser_state_returns_in_the_layout_of_its_parameters(kind):
-    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    model: Any = nn.Conv2d(3, 4, 3)
+    model.to(memory_format=torch.channels_last)
     config = TrainingConfig(optimizer=kind)
     first, second = (optimizer_of(model, config, torch.device("cpu")) for _ in range(2))
     for _ in range(2):

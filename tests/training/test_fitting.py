@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunus.errors import InputError, TrainingError, UnknownNameError
-from prunus.training import Distillation, TrainingConfig, TrainingResult, fit
+from prunus.training import Distillation, TrainingConfig, fit
 from prunus.training.checkpoint import FILE, read
 from prunus.training.state import on_cpu
 
@@ -19,7 +20,7 @@ from .small import TensorSplit, blobs, small_convnet
 FP32 = {"precision": "fp32", "memory_format": "contiguous", "batch_size": 16}
 
 
-def trained(config: TrainingConfig, *, model: nn.Module | None = None, **options) -> TrainingResult:
+def trained(config: TrainingConfig, *, model: nn.Module | None = None, **options) -> Any:  # a TrainingResult
     return fit(model or small_convnet(), blobs(), config, progress=False, **options)
 
 
@@ -95,7 +96,7 @@ def test_bf16_learns_like_fp32(held_out):
 def test_digits_are_learned_in_seconds():
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     targets = torch.tensor(digits.target)
@@ -105,7 +106,7 @@ def test_digits_are_learned_in_seconds():
         nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
     )  # fmt: skip
     config = TrainingConfig(epochs=6, batch_size=64, precision="fp32")
-    result = fit(model, train, config, validation=test, progress=False)
+    result: Any = fit(model, train, config, validation=test, progress=False)
     assert result.history[-1].validation_accuracy > 0.95
     model.eval()
     accuracy = (model(test.inputs).argmax(1) == test.targets).float().mean().item()
@@ -140,11 +141,11 @@ def test_the_model_comes_back_trained_but_otherwise_as_it_was():
 
 def test_the_callers_random_states_are_left_alone():
     model = small_convnet()
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     trained(TrainingConfig(epochs=1, **FP32), model=model)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == states[2]
 
 
 def test_the_teacher_comes_back_untouched():
@@ -293,7 +294,8 @@ def test_a_student_imitates_its_teacher():
     student = small_convnet(7, width=4)
     fit(student, noise, config, teacher=teacher, progress=False)
     fresh = blobs(60, seed=3).inputs
-    student.eval(), teacher.eval()
+    student.eval()
+    teacher.eval()
     assert (student(fresh).argmax(1) == teacher(fresh).argmax(1)).float().mean() > 0.9
 
 
@@ -305,7 +307,7 @@ def test_features_pull_the_attention_together():
 
     def distance(features) -> float:
         config = TrainingConfig(epochs=8, distillation=Distillation(features=features), **FP32)
-        student = fit(small_convnet(7, width=4), blobs(), config, teacher=teacher, progress=False).model.eval()
+        student: Any = fit(small_convnet(7, width=4), blobs(), config, teacher=teacher, progress=False).model.eval()
         with torch.no_grad():
             return attention_transfer(student[:3](fresh), teacher[:3](fresh)).item()
 
@@ -397,6 +399,8 @@ def test_a_penalty_must_be_a_number():
 
 def test_segmentation_counts_pixels():
     split = TensorSplit(torch.randn(12, 1, 4, 4), torch.zeros(12, 4, 4, dtype=torch.int64))
-    result = fit(nn.Conv2d(1, 3, 1), split, TrainingConfig(epochs=5, lr=1.0, **FP32), validation=split, progress=False)
+    result: Any = fit(
+        nn.Conv2d(1, 3, 1), split, TrainingConfig(epochs=5, lr=1.0, **FP32), validation=split, progress=False
+    )
     assert result.history[-1].validation_accuracy > 0.9
     assert result.history[-1].accuracy > 0.9

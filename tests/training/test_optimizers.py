@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -45,8 +47,9 @@ def test_the_fused_step_is_the_plain_step(kind, mixed):
     """With gradients laid out like the parameters, and also with others, which the fused kernels would pair wrongly."""
     torch.manual_seed(3)
     config = TrainingConfig(optimizer=kind, lr=0.1, weight_decay=0.01)
-    mine = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    plain = nn.Conv2d(3, 4, 3)
+    mine: Any = nn.Conv2d(3, 4, 3)
+    mine.to(memory_format=torch.channels_last)
+    plain: Any = nn.Conv2d(3, 4, 3)
     plain.load_state_dict(mine.state_dict())
     plain.to(memory_format=torch.contiguous_format)
     optimizer = optimizer_of(mine, config, CPU)
@@ -66,7 +69,8 @@ def test_the_fused_step_is_the_plain_step(kind, mixed):
 
 
 def test_strides_of_single_entries_do_not_matter():
-    model = nn.Conv2d(8, 4, 1).to(memory_format=torch.channels_last)
+    model: Any = nn.Conv2d(8, 4, 1)
+    model.to(memory_format=torch.channels_last)
     optimizer = optimizer_of(model, TrainingConfig(), CPU)
     model.weight.grad = torch.randn(4, 8, 1, 1)
     forbid_fused_on_mixed_strides(optimizer)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,8 @@ def test_a_placed_model_is_itself_again_afterwards():
 
 
 def test_channels_last_models_stay_so():
-    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    model: Any = nn.Conv2d(3, 4, 3)
+    model.to(memory_format=torch.channels_last)
     strides = model.weight.stride()
     with placed(model, torch.device("cpu"), "channels_last"):
         pass

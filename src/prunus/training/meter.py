@@ -64,7 +64,7 @@ class Meter:
             NotFinite: a loss was NaN or infinite.
         """
         if self.pending:
-            losses = torch.stack([loss.double() for loss, _, _, _ in self.pending]).tolist()
+            losses = torch.stack([loss for loss, _, _, _ in self.pending]).tolist()
             hits = torch.stack([hit for _, hit, _, _ in self.pending]).tolist()
             for index, (loss, hit, (_, _, weight, count)) in enumerate(zip(losses, hits, self.pending)):
                 if not math.isfinite(loss):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import Batches
 from .precision import Execution, logits_of
@@ -17,7 +17,9 @@ def validate(
 ) -> tuple[float, float]:
     """Mean cross entropy and accuracy in eval mode, in the precision of the run; the train modes come back after it."""
     modes = {module: module.training for module in model.modules()}
-    total = torch.zeros(3, dtype=torch.float64, device=batches.device)
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    count = 0
     try:
         model.eval()
         for inputs, labels in batches.once(batch_size):
@@ -25,11 +27,13 @@ def validate(
                 continue
             with execution.autocast():
                 logits = logits_of(model(inputs))
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            hits = (logits.argmax(1) == labels).sum()
-            total += torch.stack([loss.double(), hits.double(), loss.new_tensor(labels.numel(), dtype=torch.float64)])
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+            hits.append((logits.argmax(1) == labels).sum())
+            count += labels.numel()
     finally:
         for module, mode in modes.items():
             module.training = mode
-    loss_sum, hits, count = (sum(values) for values in zip(*processes.gather(total.tolist())))
-    return loss_sum / count, hits / count
+    # One transfer per pass; sums in Python's double precision, which not every device has.
+    mine = (sum(torch.stack(losses).tolist()), sum(torch.stack(hits).tolist()), count) if losses else (0.0, 0, 0)
+    loss, right, total = (sum(values) for values in zip(*processes.gather(mine)))
+    return loss / total, right / total
