@@ -142,6 +142,39 @@ def test_what_has_no_rule_is_listed():
     assert counts.macs == 0
 
 
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid),
+    *(nn.Hardtanh, nn.RReLU, nn.Dropout, nn.AlphaDropout),
+)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_count_nothing_and_are_known(activation, inplace):
+    counts = count_operators(nn.Sequential(nn.BatchNorm1d(4), activation(inplace=inplace)), torch.randn(2, 4))
+    assert counts.macs == 0
+    assert not counts.uncounted
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.GELU(), nn.PReLU(), nn.LogSigmoid(), nn.Softplus(), nn.Softsign(), nn.Tanh(), nn.GLU(), nn.LogSoftmax(1)),
+        *(nn.AvgPool2d(2), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(2)),
+        *(nn.LPPool2d(2, 2), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm(8), nn.RMSNorm(8)),
+        *(nn.LocalResponseNorm(2), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.ChannelShuffle(2), nn.ZeroPad2d(1)),
+        *(nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.CircularPad2d(1), nn.Upsample(scale_factor=2)),
+        *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=2, mode="bicubic"), nn.Flatten()),
+        *(nn.Unfold(2), nn.Softmax2d(), nn.Dropout2d(), nn.Identity(), nn.Unflatten(1, (2, 2))),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_without_weight_matrices_count_nothing_and_are_known(layer):
+    counts = count_operators(layer, torch.randn(2, 4, 8, 8))
+    assert counts.macs == 0
+    assert not counts.uncounted
+
+
 class Inference(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -120,6 +120,8 @@ FREE: frozenset[str] = frozenset(
     _batch_norm_no_update native_layer_norm native_group_norm _fused_rms_norm linalg_vector_norm norm
     avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d_with_indices max_pool3d_with_indices
     adaptive_max_pool2d adaptive_max_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    relu relu6 hardtanh hardswish hardsigmoid leaky_relu elu celu selu silu mish gelu threshold prelu _prelu_kernel
+    rrelu rrelu_with_noise log_sigmoid_forward dropout
     mean sum prod amax amin max min aminmax var var_mean std std_mean logsumexp argmax argmin all any count_nonzero
     cumsum cumprod cummax cummin logcumsumexp _softmax _log_softmax _safe_softmax
     softmax log_softmax glu
