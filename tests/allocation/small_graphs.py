@@ -27,6 +27,17 @@ def chain(widths: Sequence[int], coupled: Sequence[Mapping[str, int]] = (), inpu
     return Graph(groups, (), sets, tensors, tuple(operators), (), InputSpec("tensor", {}), 1)
 
 
+def apart(costs: Mapping[str, tuple[int, int]]) -> Graph:
+    """Groups that have nothing to do with each other: name -> (units, parameters of one unit)."""
+    tensors = {
+        f"{name}.weight": TensorInfo((Units(name, n), Fixed(cost)), 4, True) for name, (n, cost) in costs.items()
+    }
+    groups = tuple(
+        Group(name, n, (Place(f"{name}.weight", 0, Units(name, n), "out"),)) for name, (n, _) in costs.items()
+    )
+    return Graph(groups, (), (), tensors, (), (), InputSpec("tensor", {}), 1)
+
+
 def scores_of(**values: Sequence[float]) -> Scores:
     return Scores("by hand", {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 

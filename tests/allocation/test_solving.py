@@ -13,7 +13,7 @@ from prunus.allocation.solving import Condition, Route, to_budgets, to_ratio, to
 from prunus.errors import BudgetError, UnknownNameError
 from prunus.graph.counting import size_of
 
-from .small_graphs import chain, random_scores, scores_of
+from .small_graphs import apart, chain, random_scores, scores_of
 
 SCOPES = ("group", "global")
 
@@ -133,13 +133,12 @@ def test_coupled_groups_with_different_ratios_lose_the_smaller_one():
     assert lanes[0].counts(level) == {"g0": 8, "g1": 16}
 
 
-def test_best_scored_units_come_back_first():
-    # Three groups of equal cost; the budget leaves room for two units in all three together beyond the first of each.
-    graph = chain([3, 3, 3])
-    scores = scores_of(g0=[1.0, 2.0, 3.0], g1=[10.0, 20.0, 30.0], g2=[1.5, 2.5, 3.5])
+def test_of_the_units_that_fit_back_in_the_best_scored_one_comes_first():
+    graph = apart({"big": (2, 10), "worst": (2, 3), "worse": (2, 3)})
+    scores = scores_of(big=[3.0, 9.0], worst=[1.0, 9.0], worse=[2.0, 9.0])
     route = route_of(graph, scores, scope="global", normalise="none")
-    levels = to_budgets(graph, route, [Budget("params", 3 * 1 + 1 * 3 + 3 * 1 + 1 * 2)])
-    assert levels == [2, 0, 2]
+    # 32 parameters; 26 without the two small units; 16 without the big one too, and then one small unit fits.
+    assert route.counts(to_budgets(graph, route, [Budget("params", 20)])) == {"big": 1, "worst": 1}
 
 
 def test_a_further_condition_holds_too():

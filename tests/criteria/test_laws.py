@@ -30,7 +30,7 @@ def _zeroes(weight):
         ("one score per unit", lambda weight: weight.abs().sum(0)),
         ("one score per unit", lambda weight: weight.sum(1) > 0),
         ("finite scores", lambda weight: weight.abs().sum(1) / weight.abs().sum()),
-        ("finite scores", lambda weight: weight.sum(1).std().expand(len(weight))),
+        ("finite scores", lambda weight: (weight / weight.norm(dim=1, keepdim=True)).sum(1)),
         ("same values, same scores", lambda weight: torch.rand(len(weight))),
         ("scores follow the units", lambda weight: weight.abs().sum(1) * torch.arange(len(weight))),
         ("arguments left unchanged", _zeroes),

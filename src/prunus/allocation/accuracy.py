@@ -44,9 +44,9 @@ def meet_drop(
 ) -> DropResult:
     """The deepest cut whose measured quality is at most `max_drop` below the dense model's.
 
-    The ratio is bisected, each candidate is evaluated, and the smallest one (by multiply-adds) that was measured to
-    hold is returned, so the result holds even where quality is not monotone in the ratio. With noisy or non-monotone
-    quality a deeper cut that would hold may be missed.
+    The ratio is bisected, each candidate is evaluated, and the deepest one that was measured to hold is returned, so
+    the result holds even where quality is not monotone in the ratio. With noisy or non-monotone quality a deeper cut
+    that would hold may be missed.
 
     Args:
         graph, scores, rules: as in `plan`.
@@ -78,7 +78,7 @@ def meet_drop(
             seen[plan.cuts] = _finite(quality(plan), "quality")
             attempts.append(DropAttempt(ratio, plan, seen[plan.cuts]))
         holds = seen[plan.cuts] >= floor
-        if holds and plan.after.macs < best.plan.after.macs:
+        if holds:  # a deeper cut than any that held before: the ratio only rises after one that holds
             best = DropAttempt(ratio, plan, seen[plan.cuts])
         low, high = (ratio, high) if holds else (low, ratio)
     return DropResult(best.plan, best.ratio, best.quality, dense_quality, tuple(attempts))

@@ -127,15 +127,11 @@ class _Limits:
     max_ratio: Mapping[str, float]
 
     def levels(self, steps: Mapping[str, int], sizes: Mapping[str, int], total: int) -> tuple[int, ...]:
-        def allowed(removed: int) -> bool:
-            return all(self._fits(group, size, size - removed * steps[group]) for group, size in sizes.items())
-
-        return (0, *(removed for removed in range(1, total + 1) if allowed(removed)))
-
-    def _fits(self, group: str, size: int, kept: int) -> bool:
-        removed_ratio = (size - kept) / size
-        return (
-            kept >= self.min_keep[group]
-            and kept % self.round_to[group] == 0
-            and removed_ratio <= self.max_ratio[group] + 1e-9
-        )
+        """Numbers of removed steps with which every member keeps its rules; none removed is always allowed."""
+        removed = np.arange(1, total + 1)
+        allowed = np.ones(total, dtype=bool)
+        for group, size in sizes.items():
+            kept = size - removed * steps[group]
+            allowed &= (kept >= self.min_keep[group]) & (kept % self.round_to[group] == 0)
+            allowed &= size - kept <= self.max_ratio[group] * size + 1e-9
+        return (0, *removed[allowed].tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ class Route:
         while heap:
             index = heapq.heappop(heap)[2]
             allowed = self.lanes[index].levels
-            lower = allowed[allowed.index(levels[index]) - 1]
+            lower = allowed[bisect_left(allowed, levels[index]) - 1]
             if take(index, lower):
                 levels[index] = lower
                 if lower:
