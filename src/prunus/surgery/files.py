@@ -26,7 +26,7 @@ CONVERT = (
 
 
 def check_writable(directory: str | Path) -> Path:
-    """The directory as a path, after making sure that a folder can be made there.
+    """The directory as a path, after making sure that files can be written there, or that it can be made.
 
     Raises:
         InputError: it cannot be written; says why. To be called before any long work starts.
@@ -36,7 +36,7 @@ def check_writable(directory: str | Path) -> Path:
     try:
         if not nearest.is_dir():
             raise NotADirectoryError(f"{nearest} is a file")
-        with tempfile.NamedTemporaryFile(dir=path.parent if nearest == path and path.parent.is_dir() else nearest):
+        with tempfile.NamedTemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise InputError(f"cannot write to {str(path)!r}: {error}; give a folder that can be written") from error

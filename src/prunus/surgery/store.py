@@ -81,6 +81,7 @@ def save(
             are no JSON data. Raised before anything is written.
     """
     path = check_writable(directory)
+    check_writable(path.parent)  # where the new folder is written before it takes the old one's place
     _check_target(path)
     model = getattr(model_or_result, "model", model_or_result)
     if not isinstance(model, nn.Module):
