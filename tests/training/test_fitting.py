@@ -79,6 +79,11 @@ def test_the_same_call_gives_the_same_bits(options):
     assert same_weights(trained(config).model, trained(config).model)
 
 
+def test_a_model_given_in_eval_mode_trains_all_the_same():
+    config = TrainingConfig(epochs=1, **FP32)
+    assert same_weights(trained(config, model=small_convnet().eval()).model, trained(config).model)
+
+
 def test_another_seed_gives_other_weights():
     first, second = (TrainingConfig(epochs=1, seed=seed, **FP32) for seed in (0, 1))
     assert not same_weights(trained(first).model, trained(second).model)
@@ -150,12 +155,12 @@ def test_the_callers_random_states_are_left_alone():
 
 def test_the_teacher_comes_back_untouched():
     model, teacher = small_convnet(0), small_convnet(1, width=9)
-    teacher[1].eval()
+    teacher[3].eval()
     before = on_cpu(teacher)
     config = TrainingConfig(epochs=1, distillation=Distillation(features=(("0", "0"), ("2", "2"))), **FP32)
     trained(config, model=model, teacher=teacher)
     assert all(torch.equal(value, before[name]) for name, value in on_cpu(teacher).items())
-    assert [module.training for module in teacher] == [True, False, True, True, True, True]
+    assert [module.training for module in teacher] == [True, True, True, False, True, True]
     assert not any(module._forward_hooks for module in [*model.modules(), *teacher.modules()])
     assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
 
