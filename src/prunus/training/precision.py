@@ -25,6 +25,7 @@ MEASURE_FROM_STEPS = 200
 """Shorter runs are not worth the trial: it costs up to 16 steps."""
 
 _ROUNDS = 3
+_SECONDS = 20.0  # no further round after this; steps that long differ by more than their noise
 _WORTHWHILE = 0.95  # a candidate must beat plain fp32 by 5%, else the plain one stays
 
 
@@ -139,7 +140,10 @@ def _measure(
     best: dict[tuple[str, str], float] = {}
     refused: dict[tuple[str, str], str] = {}
     with seeded(0, device):
+        started = time.perf_counter()
         for turn in range(1 + _ROUNDS):
+            if turn > 1 and time.perf_counter() - started > _SECONDS:
+                break
             for candidate in candidates:
                 # The first turn warms up; after the second, those far behind have lost.
                 if candidate in refused or (turn > 1 and best[candidate] > 1.5 * min(best.values())):
