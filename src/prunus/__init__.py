@@ -17,6 +17,7 @@ _HOMES = {
     "trace": "graph",
     "collect": "statistics",
     "score": "criteria",
+    "CRITERIA": "criteria",
     "check_criterion": "criteria",
     "plan": "allocation",
     "apply": "surgery",
@@ -24,6 +25,8 @@ _HOMES = {
     "Pruned": "surgery",
     "save": "surgery",
     "load": "surgery",
+    "to_json": "surgery",
+    "from_json": "surgery",
     "evaluate": "evaluation",
     "run": "pipeline",
 }
@@ -31,26 +34,29 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from .allocation import plan
-    from .criteria import check_criterion, score
+    from .criteria import CRITERIA, check_criterion, score
     from .evaluation import evaluate
     from .graph import trace
     from .pipeline import run
     from .statistics import collect
-    from .surgery import Pruned, apply, load, prune, save
+    from .surgery import Pruned, apply, from_json, load, prune, save, to_json
 
 __all__ = [
-    "Pruned",
-    "apply",
-    "check_criterion",
-    "collect",
-    "evaluate",
-    "load",
-    "plan",
-    "prune",
-    "run",
-    "save",
-    "score",
     "trace",
+    "collect",
+    "score",
+    "plan",
+    "apply",
+    "prune",
+    "Pruned",
+    "evaluate",
+    "save",
+    "load",
+    "to_json",
+    "from_json",
+    "run",
+    "CRITERIA",
+    "check_criterion",
 ]
 
 
