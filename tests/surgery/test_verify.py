@@ -238,9 +238,7 @@ def test_a_size_written_into_the_code_is_caught_at_the_view():
     x = torch.randn(2, 4)
     assert cut(x).shape == model(x).shape
     plan = plan_of((), example=x, shapes=(OperatorShape("aten::view", "", ((2, 3, 4),)),))
-    with pytest.raises(
-        VerificationError, match=r"in module '' was to give shape \(2, 3, 4\), but gives \(2, 3, 3\)"
-    ):
+    with pytest.raises(VerificationError, match=r"in module '' was to give shape \(2, 3, 4\), but gives \(2, 3, 3\)"):
         check_shapes(cut, plan, lambda m, i: [o for o in _recorded(m, i) if o.name == "aten::view"])
 
 

@@ -27,6 +27,9 @@ from .runtime import open_session, run_session
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they go to a second file (`path` + ".data"), since one ONNX file holds at most 2 GB."""
 
+FLOOR = 1e-7
+"""Differences below this are rounding in float32, however small the outputs are."""
+
 
 @dataclass(frozen=True)
 class OnnxExport:
@@ -65,7 +68,7 @@ def to_onnx(
         check: real inputs of the same form for the comparison; default `example_inputs`. Any number of samples.
         dynamic_batch: let the file take any number of samples; it is then checked with one sample and with several.
         opset: ONNX operator set; None is the exporter's default.
-        tolerance: largest difference allowed, relative to the largest output (at least 1).
+        tolerance: largest difference allowed, relative to the largest output.
 
     Returns:
         What was written.
@@ -126,15 +129,9 @@ def _write(model: nn.Module, file: Path, inputs: Any, dynamic: bool, opset: int 
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                model,
-                tuple(positional),
-                kwargs=keywords,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                opset_version=opset,
-                verbose=False,
-            )
+            # Exported here and not by torch.onnx, which would go on to trace with TorchScript where this fails.
+            graph = torch.export.export(model, tuple(positional), keywords, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(graph, dynamo=True, opset_version=opset, verbose=False)
             assert program is not None
             program.save(file, external_data=size > EXTERNAL_ABOVE)
     except Exception as error:  # export may raise anything that the model's code or torch.export raises
@@ -148,6 +145,8 @@ def _advice(error: Exception, dynamic: bool) -> str:
     text = str(error).lower()
     if dynamic and any(word in text for word in ("constraint", "specializ", "dynamic", "guard")):
         return " with a free batch size, which its code fixes; pass dynamic_batch=False"
+    if type(error).__name__ in ("ConversionError", "SerdeError"):
+        return f" (if onnx and onnxscript are much newer than torch {torch.__version__}, install those of its time)"
     return ""
 
 
@@ -229,10 +228,11 @@ def _proven(
             ) from error
         error, magnitude = _difference(expected, got, size)
         worst, largest = max(worst, error), max(largest, magnitude)
-        if error > tolerance * max(1.0, magnitude):
+        allowed = tolerance * magnitude + FLOOR
+        if error > allowed:
             raise ExportError(
                 f"the ONNX file differs from the model by {error:.3g} on a batch of {size} (largest output "
-                f"{magnitude:.3g}, allowed {tolerance * max(1.0, magnitude):.3g}); it was not kept"
+                f"{magnitude:.3g}, allowed {allowed:.3g}); it was not kept"
             )
     names = tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
     return opset, *names, worst, largest, tuple(_batch_size(inputs) for inputs in batches)

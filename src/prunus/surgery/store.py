@@ -235,6 +235,9 @@ def _write(folder: Path, stored: dict[str, Tensor], plans: Sequence[Plan], manif
     save_file(stored, folder / WEIGHTS)
     text = "[\n" + ",\n".join(to_json(plan) for plan in plans) + "\n]\n"
     (folder / PLAN_FILE).write_text(text, encoding="utf-8")
+    (folder / WEIGHTS).chmod(
+        (folder / PLAN_FILE).stat().st_mode
+    )  # safetensors makes files that only the owner can read
     names = (WEIGHTS, PLAN_FILE)
     files = {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
     data = asdict(Manifest(**manifest, files=files))
