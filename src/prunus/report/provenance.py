@@ -1,0 +1,155 @@
+"""Panels on speed, energy, and where the numbers come from: devices, environment, recipe, command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from . import charts
+from .html import Html, details, join, not_measured, note, table, tag
+from .numbers import NOTHING, number, quantity
+from .quality import measured
+from .read import at, items, mapping, rows
+from .verdict import configuration, diagnosis
+
+Report = Mapping[str, Any]
+
+VARIANTS: Mapping[str, str] = {"dense": "dense", "pruned": "pruned", "dense int8": "gone", "pruned int8": "before"}
+"""Variant of a model: the class that gives its bars their colour."""
+
+
+def speed(report: Report) -> Html:
+    """Is it faster, and why (not); latency of every variant in every configuration."""
+    found = rows(report, "device")
+    if not found:
+        return not_measured("Speed")
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for device in found:
+        if number(at(device, "latency", "value")) is not None:
+            grouped.setdefault(configuration(device), []).append(device)
+    drawn = [charts.Row(where, [_bar(device) for device in devices]) for where, devices in grouped.items()]
+    label = "Median latency of each variant: " + "; ".join(f"{r.name}: " + ", ".join(b.tip for b in r.bars) for r in drawn)
+    picture = (
+        charts.figure(
+            lambda width: charts.bars(drawn, min(width, 720), label),
+            "Median of one forward pass; the thin line runs from the lower to the upper quartile.",
+            wide=720,
+        )
+        if drawn
+        else not_measured("Latency")
+    )
+    simulated = any(device.get("simulated") for device in found)
+    limits = note("The constraint is simulated: threads and memory were limited on this machine.") if simulated else ""
+    return join((tag("p", {"class": "diagnosis"}, diagnosis(report)), picture, limits, _devices(found)))
+
+
+def _bar(device: Mapping[str, Any]) -> charts.Bar:
+    latency, variant = mapping(device, "latency"), str(device.get("variant"))
+    value, unit = float(latency["value"]), str(latency.get("unit") or "")
+    low, high = number(at(latency, "spread", "low")), number(at(latency, "spread", "high"))
+    said = f"{quantity(value, unit)} {variant}"
+    spread = (low, high) if low is not None and high is not None else None
+    return charts.Bar(value, said, VARIANTS.get(variant, "curve"), f"{variant} {quantity(value, unit)}", spread)
+
+
+def _devices(found: list[Mapping[str, Any]]) -> Html:
+    lines = []
+    for device in found:
+        unit = str(at(device, "latency", "unit") or "ms")
+        lines.append(
+            [
+                device.get("variant"),
+                device.get("runtime"),
+                device.get("precision"),
+                device.get("threads"),
+                device.get("batch"),
+                measured(device.get("latency")),
+                quantity(at(device, "latency", "details", "p95"), unit),
+                measured(device.get("peak_mem")),
+                quantity(device.get("bytes"), "bytes"),
+                measured(device.get("metric")),
+                quantity(device.get("mem_limit"), "bytes") if device.get("mem_limit") else "none",
+                join((device.get("name"), f" ({device['note']})" if device.get("note") else "")),
+            ]
+        )
+    header = ["variant", "runtime", "precision", "threads", "batch", "latency", "95th percentile"]
+    header += ["peak memory", "file", "accuracy", "memory limit", "device"]
+    how = next((at(device, "latency", "how") for device in found if at(device, "latency", "how")), "")
+    return join((table("Measurements on the device", header, lines, numeric=range(3, 11)), note(how) if how else ""))
+
+
+def energy(report: Report) -> Html:
+    """Energy and CO2, each labelled by whether it was counted or modelled."""
+    lines = []
+    for row in rows(report, "summary", "energy"):
+        how = at(row, "energy", "how") or ""
+        lines.append([row.get("variant"), measured(row.get("energy")), measured(row.get("co2")), tag("span", {"class": "how"}, how)])
+    if not lines:
+        return not_measured("Energy and CO₂")
+    modelled = any(at(row, key, "details", "modelled") for row in rows(report, "summary", "energy") for key in ("energy", "co2"))
+    said = "“Modelled”: computed from the processor's rated power and the time, not read from a meter. Trust the MACs more."
+    grid = table("Energy and CO₂", ["what", "energy", "CO₂", "how"], lines, numeric=(1, 2))
+    return join((grid, note(said) if modelled else ""))
+
+
+# ----------------------------------------------------------------------------------------------------------- origins
+
+
+def reproduce(report: Report) -> Html:
+    """The command that makes this report again, the resolved recipe, seeds, versions and hashes."""
+    found = mapping(report, "repro")
+    if not found:
+        return tag("p", {"class": "absent"}, "The run did not record how to reproduce it.")
+    command = found.get("command")
+    recipe = found.get("recipe_yaml") or (as_yaml(found["recipe"]) if found.get("recipe") else None)
+    parts: list[object] = []
+    if command:
+        parts += [tag("pre", {"class": "command", "tabindex": "0"}, tag("code", None, command))]
+    for title, key in (("Environment", "environment"), ("Versions", "versions"), ("Seeds", "seeds"), ("Hashes", "hashes"), ("Source", "git")):
+        facts = mapping(found, key)
+        if facts:
+            parts.append(_facts(title, facts))
+    hashes = mapping(report, "data", "hashes")
+    if hashes:
+        parts.append(_facts("Data (SHA-256 per split)", hashes))
+    if recipe:
+        parts.append(details("Resolved recipe", tag("pre", {"tabindex": "0"}, tag("code", None, recipe))))
+    return join(parts)
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> Html:
+    terms = [part for key, value in facts.items() for part in (tag("dt", None, key.replace("_", " ")), tag("dd", None, _fact(key, value)))]
+    return join((tag("h3", None, title), tag("dl", None, *terms)))
+
+
+def _fact(key: str, value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(part) for part in value) or NOTHING
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or NOTHING
+    if key.endswith("bytes"):
+        return quantity(value, "bytes")
+    return NOTHING if value is None else str(value)
+
+
+def as_yaml(recipe: object) -> str:
+    """The recipe as it could be written in a file."""
+    import yaml  # a base dependency; imported here because most reports bring their own text
+
+    try:
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError:  # a value that YAML has no safe form for: JSON is YAML too
+        return json.dumps(recipe, indent=2, default=str)
+
+
+def limits(report: Report) -> Html:
+    """What to keep in mind when reading the numbers, and the hardware rules that were checked."""
+    said = [tag("li", None, limit) for limit in items(report, "summary", "limits")]
+    rules = [[row.get("rule"), row.get("status"), row.get("reason")] for row in rows(report, "summary", "hardware_rules")]
+    parts = []
+    if said:
+        parts.append(tag("ul", None, *said))
+    if rules:
+        parts.append(table("Rules for the hardware", ["rule", "status", "reason"], rules))
+    return join(parts) if parts else tag("p", {"class": "absent"}, "The run recorded no limits.")
