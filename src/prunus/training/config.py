@@ -82,7 +82,7 @@ class Distillation:
         feature_weight: factor on the sum of the feature losses (beta; 1,000 in the authors' code).
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     weight: float = 0.9
     temperature: float = 4.0
@@ -126,7 +126,7 @@ class TrainingConfig:
         checkpoint_every: optimiser steps between checkpoints within an epoch; None = only at the end of each epoch.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     epochs: int = 40
     batch_size: int = 128
