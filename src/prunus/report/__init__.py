@@ -36,13 +36,17 @@ def render(report: Mapping[str, Any] | str | Path, out: str | Path | None = None
     """
     content, folder = load(report)
     if out is None and folder is None:
-        raise InputError("render: out is missing; a report given as a mapping has no folder of its own, so name the file to write")
+        raise InputError(
+            "render: out is missing; a report given as a mapping has no folder of its own, so name the file to write"
+        )
     target = Path(out) if out is not None else Path(str(folder)) / "report.html"
     page = render_html(content)
     try:
         _replace(target, page)
     except OSError as error:
-        raise InputError(f"render: cannot write out={str(target)!r}: {error.strerror or error}; give a file in a folder that exists") from error
+        raise InputError(
+            f"render: cannot write out={str(target)!r}: {error.strerror or error}; give a file in a folder that exists"
+        ) from error
     return target
 
 

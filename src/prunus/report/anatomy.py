@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import charts
-from .html import Html, details, join, not_measured, note, table, tag
-from .numbers import NOTHING, count, number, percent, quantity, significant
+from . import charts, row_charts
+from .formats import NOTHING, count, number, percent, quantity, significant
+from .markup import Html, details, join, not_measured, note, table, tag
 from .quality import measured
 from .read import at, items, mapping, rows
 
@@ -20,17 +20,18 @@ def widths(report: Report) -> Html:
     for row in rows(report, "summary", "groups"):
         before, after = number(row.get("before")), number(row.get("after"))
         if before and after is not None:
-            groups.append(charts.Width(str(row.get("name")), int(before), int(after)))
+            groups.append(row_charts.Width(str(row.get("name")), int(before), int(after)))
     if not groups:
         return not_measured("Widths per layer")
     cut = [g for g in groups if g.after < g.before]
     said = f"{len(cut)} of {len(groups)} groups were cut."
     if cut:
         least, most = min(cut, key=lambda g: g.after / g.before), max(cut, key=lambda g: g.after / g.before)
-        said += f" The deepest cut leaves {percent(least.after / least.before, 0)} ({least.name}), the lightest {percent(most.after / most.before, 0)}."
+        said += f" The deepest cut leaves {percent(least.after / least.before, 0)} ({least.name}),"
+        said += f" the lightest {percent(most.after / most.before, 0)}."
     label = f"Units per group before and after pruning. {said}"
     legend = charts.legend([("square", "pruned", "stays"), ("square", "gone", "removed")])
-    drawn = charts.figure(lambda width: charts.widths(groups, min(width, 820), label), wide=820)
+    drawn = charts.figure(lambda width: row_charts.widths(groups, min(width, 820), label), wide=820)
     return join((note(said), legend, drawn, _layers(report)))
 
 
@@ -53,7 +54,17 @@ def _layers(report: Report) -> Html:
         )
     if not lines:
         return Html()
-    header = ["layer", "type", "shape before", "shape after", "parameters before", "after", "MACs before", "after", "MACs left"]
+    header = [
+        "layer",
+        "type",
+        "shape before",
+        "shape after",
+        "parameters before",
+        "after",
+        "MACs before",
+        "after",
+        "MACs left",
+    ]
     return details(f"All {len(lines)} layers", table("Layers before and after", header, lines, numeric=range(4, 9)))
 
 
@@ -112,6 +123,8 @@ def _rounds(report: Report) -> Html:
 
 def _share(row: Mapping[str, Any], key: str) -> str:
     value = number(row.get(key))
+    if isinstance(row.get(key), Mapping):
+        return ", ".join(f"{name} {amount}" for name, amount in row[key].items())
     if value is None:
         return NOTHING
     return percent(value, 2) if "fraction" in str(row.get("unit") or "") else quantity(value)
@@ -119,11 +132,18 @@ def _share(row: Mapping[str, Any], key: str) -> str:
 
 def _scores(report: Report) -> Html:
     lines = [
-        [row.get("group"), *(_plain(row.get(key)) for key in ("min", "median", "max")), _plain(row.get("zeros")), _plain(row.get("nan"))]
+        [
+            row.get("group"),
+            *(_plain(row.get(key)) for key in ("min", "median", "max")),
+            _plain(row.get("zeros")),
+            _plain(row.get("nan")),
+        ]
         for row in rows(report, "criterion", "scores")
     ]
     header = ["group", "min", "median", "max", "zeros", "NaN"]
-    return details("Scores per group", table("Scores per group", header, lines, numeric=range(1, 6))) if lines else Html()
+    return (
+        details("Scores per group", table("Scores per group", header, lines, numeric=range(1, 6))) if lines else Html()
+    )
 
 
 def _plain(value: object) -> str:
@@ -142,6 +162,7 @@ def refused(report: Report) -> Html:
     for row in found:
         place = " · ".join(str(row[key]) for key in ("module", "operator", "source") if row.get(key))
         lines.append([row.get("what") or row.get("name"), row.get("reason"), place, row.get("remedy")])
-    said = f"{len(lines)} part{'' if len(lines) == 1 else 's'} of the network stayed whole. What is not understood is never cut."
+    parts = "1 part" if len(lines) == 1 else f"{len(lines)} parts"
+    said = f"{parts} of the network stayed whole. What is not understood is never cut."
     grid = table("What was refused", ["what", "why", "where", "what would help"], lines)
     return join((note(said), tag("div", {"class": "long"}, grid)))

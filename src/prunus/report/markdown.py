@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .numbers import number
+from .formats import number
 from .provenance import as_yaml
 from .read import STEPS, at, checked, items, mapping, rows
 
@@ -42,7 +42,8 @@ def _measured(measurement: object) -> str:
     said = f"{exact(at(measurement, 'value'))} {at(measurement, 'unit') or ''}".rstrip()
     spread = mapping(measurement, "spread")
     if number(spread.get("low")) is not None and number(spread.get("high")) is not None:
-        said += f" [{exact(spread.get('low'))}, {exact(spread.get('high'))}] ({exact(spread.get('kind'))}, n = {exact(spread.get('n'))})"
+        low, high, kind, n = (exact(spread.get(key)) for key in ("low", "high", "kind", "n"))
+        said += f" [{low}, {high}] ({kind}, n = {n})"
     return said + (" (modelled)" if at(measurement, "details", "modelled") else "")
 
 
@@ -50,7 +51,9 @@ def _steps(report: Report) -> str:
     lines = []
     for key, title in STEPS.items():
         step = mapping(report, key)
-        lines.append([title, step.get("status") or "not run", step.get("seconds"), step.get("seed"), step.get("reason")])
+        lines.append(
+            [title, step.get("status") or "not run", step.get("seconds"), step.get("seed"), step.get("reason")]
+        )
     return _table(["step", "status", "seconds", "seed", "reason"], lines)
 
 
@@ -64,7 +67,11 @@ def _before_after(report: Report) -> str:
     for row in rows(report, "summary", "table"):
         values = [row.get(key) for key in ("dense", "before_tuning", "pruned")]
         change = mapping(row, "change")
-        moved = f"{exact(change['value'])} {change.get('unit') or ''}".rstrip() if number(change.get("value")) is not None else None
+        moved = (
+            f"{exact(change['value'])} {change.get('unit') or ''}".rstrip()
+            if number(change.get("value")) is not None
+            else None
+        )
         how = next((at(value, "how") for value in reversed(values) if at(value, "how")), None)
         lines.append([row.get("label") or row.get("name"), *map(_measured, values), moved, how])
     return _table(["measure", "dense", "cut, before tuning", "pruned", "change", "how obtained"], lines)
@@ -77,7 +84,9 @@ def _points(report: Report) -> str:
 
 def _rounds(report: Report) -> str:
     keys = ["round", "target", "achieved", "unit", "macs", "params"]
-    lines = ([*(row.get(key) for key in keys), _measured(row.get("metric"))] for row in rows(report, "execution", "rounds"))
+    lines = (
+        [*(row.get(key) for key in keys), _measured(row.get("metric"))] for row in rows(report, "execution", "rounds")
+    )
     return _table([*keys, "metric"], lines)
 
 
@@ -85,7 +94,8 @@ def _devices(report: Report) -> str:
     keys = ["variant", "runtime", "precision", "threads", "batch", "bytes"]
     measured = ["latency", "peak_mem", "metric"]
     lines = (
-        [*(row.get(key) for key in keys), *(_measured(row.get(key)) for key in measured), row.get("name")] for row in rows(report, "device")
+        [*(row.get(key) for key in keys), *(_measured(row.get(key)) for key in measured), row.get("name")]
+        for row in rows(report, "device")
     )
     return _table([*keys, *measured, "device"], lines)
 
@@ -96,7 +106,10 @@ def _groups(report: Report) -> str:
 
 
 def _energy(report: Report) -> str:
-    lines = ([row.get("variant"), _measured(row.get("energy")), _measured(row.get("co2"))] for row in rows(report, "summary", "energy"))
+    lines = (
+        [row.get("variant"), _measured(row.get("energy")), _measured(row.get("co2"))]
+        for row in rows(report, "summary", "energy")
+    )
     return _table(["what", "energy", "CO₂"], lines)
 
 
@@ -116,11 +129,17 @@ def _reproduce(report: Report) -> str:
     parts = []
     if repro.get("command"):
         parts.append(f"```sh\n{repro['command']}\n```\n")
-    facts = [(f"{part}: {key}", value) for part in ("environment", "versions", "seeds", "hashes") for key, value in mapping(repro, part).items()]
+    facts = [
+        (f"{part}: {key}", value)
+        for part in ("environment", "versions", "seeds", "hashes")
+        for key, value in mapping(repro, part).items()
+    ]
     if facts:
         parts.append(_table(["what", "value"], facts))
     if repro.get("recipe"):
-        parts.append(f"```yaml\n{repro.get('recipe_yaml') or as_yaml(repro['recipe'])}```\n".replace("\n```yaml", "```yaml"))
+        parts.append(
+            f"```yaml\n{repro.get('recipe_yaml') or as_yaml(repro['recipe'])}```\n".replace("\n```yaml", "```yaml")
+        )
     return "\n".join(parts) or "Not recorded.\n"
 
 

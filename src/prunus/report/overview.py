@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import charts
-from .html import Html, details, join, not_measured, note, table, tag, text
-from .numbers import count, duration, number, percent, points, quantity, times
+from .formats import count, duration, number, percent, points, quantity, times
+from .markup import Html, details, join, not_measured, note, table, tag
 from .quality import measured
 from .read import STEPS, at, items, mapping, rows
+from .tradeoff import DEPTH, Point
+from .tradeoff import tradeoff as draw
 from .verdict import headline, pareto, races
 
 Report = Mapping[str, Any]
@@ -19,10 +21,10 @@ def verdict(report: Report) -> Html:
     """The headline with the four figures that people look for first."""
     status = str(report.get("status") or "")
     met = all(budget.get("met") is not False for budget in rows(report, "budget"))
-    mood = "bad" if status == "failed" else "" if status == "running" else "good" if met else "warn"
+    mood = {"failed": "lost", "running": "going"}.get(status, "kept" if met else "missed")
     return tag(
         "div",
-        {"class": f"verdict {mood}".strip()},
+        {"class": f"verdict {mood}"},
         tag("p", {"class": "headline"}, headline(report)),
         tag("div", {"class": "tiles"}, *tiles(report)),
     )
@@ -35,16 +37,24 @@ def tiles(report: Report) -> list[Html]:
     if pruned is not None:
         was = f"dense {percent(dense)}" if dense is not None else ""
         made.append(_tile("Test accuracy", percent(pruned), points(pruned - dense) if dense is not None else "", was))
-    for key, name, unit in (("macs", "MACs", "MACs"), ("params", "Parameters", "parameters"), ("bytes", "File", "bytes")):
+    for key, name, unit in (
+        ("macs", "MACs", "MACs"),
+        ("params", "Parameters", "parameters"),
+        ("bytes", "File", "bytes"),
+    ):
         before, after = number(at(report, "baseline", key)), number(at(report, "summary", "final", key))
         if before and after:
-            made.append(_tile(name, quantity(after, unit), f"{times(before / after)} less", f"dense {quantity(before, unit)}"))
+            made.append(
+                _tile(name, quantity(after, unit), f"{times(before / after)} less", f"dense {quantity(before, unit)}")
+            )
     found = races(report)
     if found:
         race, unit = found[0], str(found[0].dense.get("unit") or "")
         gain = f"{times(race.gain)} faster" if race.gain >= 1 else f"{times(1 / race.gain)} slower"
         said = gain if race.apart else "no measurable difference"
-        made.append(_tile("Latency", quantity(race.pruned["value"], unit), said, f"dense {quantity(race.dense['value'], unit)}"))
+        made.append(
+            _tile("Latency", quantity(race.pruned["value"], unit), said, f"dense {quantity(race.dense['value'], unit)}")
+        )
     return made
 
 
@@ -73,9 +83,13 @@ def steps(report: Report) -> Html:
         shown = tag("span", {"class": "mark", "aria-hidden": "true"}, MARKS.get(status, "·"))
         said = tag("span", {"class": "said"}, f"{index} {title}", tag("small", None, _took(status, section)))
         chips.append(tag("li", {"class": f"step {status.replace(' ', '-')}"}, shown, said))
-        folded += [[f"{index} {title}", check.get("name"), _passed(check.get("passed")), check.get("detail")] for check in rows(section, "checks")]
+        folded += [
+            [f"{index} {title}", check.get("name"), _passed(check.get("passed")), check.get("detail")]
+            for check in rows(section, "checks")
+        ]
     parts = [tag("ol", {"class": "steps"}, *chips)]
-    reasons = [(title, at(report, key, "reason")) for key, title in STEPS.items() if at(report, key, "reason")]
+    ended = {key: mapping(report, key) for key in STEPS if at(report, key, "status") in ("failed", "skipped")}
+    reasons = [(STEPS[key], step["reason"]) for key, step in ended.items() if step.get("reason")]
     parts += [note(tag("strong", None, f"{title}: "), reason) for title, reason in reasons]
     if folded:
         grid = table("What each step had to show", ["step", "condition", "held", "detail"], folded)
@@ -90,7 +104,11 @@ def _took(status: str, section: Mapping[str, Any]) -> str:
 
 
 def _passed(value: object) -> Html:
-    said = {True: "yes", False: "no"}.get(value, "not checked") if value is None or isinstance(value, bool) else "not checked"
+    said = (
+        {True: "yes", False: "no"}.get(value, "not checked")
+        if value is None or isinstance(value, bool)
+        else "not checked"
+    )
     return tag("span", {"class": {"yes": "good", "no": "bad"}.get(said)}, said)
 
 
@@ -98,7 +116,7 @@ def _passed(value: object) -> Html:
 
 
 def before_after(report: Report) -> Html:
-    """Every figure of the dense model, of the cut one before tuning, and of the final one, with its spread and origin."""
+    """Every figure of the dense, the cut and the final model, with its spread and how it was obtained."""
     lines = []
     found = rows(report, "summary", "table")
     middle = any(number(at(row, "before_tuning", "value")) is not None for row in found)
@@ -113,23 +131,45 @@ def before_after(report: Report) -> Html:
     return join(
         (
             table("Before and after", header, lines, numeric=range(1, len(header) - 1)),
-            note("Small figures: the spread; its kind and the exact value appear under the pointer. Sizes: 1 MB is a million bytes."),
+            note("Small figures: the spread. Its kind and the exact value show under the pointer. 1 MB is 10⁶ bytes."),
         )
     )
 
 
 def _change(row: Mapping[str, Any]) -> Html:
-    value = number(at(row, "change", "value"))
+    """The change with its sign, coloured when it is for better or worse and the spreads do not overlap."""
+    value, unit = number(at(row, "change", "value")), str(at(row, "change", "unit") or "")
     if value is None:
         return Html()
-    unit = str(at(row, "change", "unit") or "")
-    written = f"{value:+.2f}".replace("-", "−") + {"%": "%", "points": " points"}.get(unit, f" {unit}".rstrip())
-    if unit in ("x", "×", "ratio"):
-        return text(times(value))
-    better = str(row.get("better") or "none")
-    good = {"higher": value > 0, "lower": value < 0}.get(better)
-    mood = None if good is None or round(value, 2) == 0 else "good" if good else "bad"
-    return tag("span", {"class": mood}, written)
+    rise = value
+    if unit == "x":  # dense over pruned
+        written, rise = _factor(value), 1 - value
+    elif unit in ("points", "%"):
+        written = f"{_signed(f'{value:+.2f}')}{' points' if unit == 'points' else '%'}"
+    else:
+        written = f"{_signed(f'{value:+.3g}')} {unit}".rstrip()
+    gain = {"higher": rise, "lower": -rise}.get(str(row.get("better")), 0.0)
+    if _overlap(row):
+        return tag("span", {"title": "within the spreads of the two"}, written)
+    return tag("span", {"class": "good" if gain > 0 else "bad" if gain < 0 else None}, written)
+
+
+def _signed(written: str) -> str:
+    return written.replace("-", "−")
+
+
+def _factor(value: float) -> str:
+    if value <= 0 or times(value) == times(1.0):
+        return "unchanged"
+    return f"{times(value)} less" if value > 1 else f"{times(1 / value)} more"
+
+
+def _overlap(row: Mapping[str, Any]) -> bool:
+    bounds = [number(at(row, which, "spread", end)) for which in ("dense", "pruned") for end in ("low", "high")]
+    if None in bounds:
+        return False
+    a, b, c, d = (bound for bound in bounds if bound is not None)
+    return a <= d and c <= b
 
 
 # --------------------------------------------------------------------------------------------------- accuracy, cost
@@ -139,10 +179,13 @@ KINDS: Mapping[str, tuple[str, str, str]] = {
     "pruned": ("circle", "pruned", "pruned and tuned"),
     "before_tuning": ("triangle", "before", "cut, before tuning"),
     "curve": ("circle", "curve", "other budgets"),
-    "baseline": ("diamond", "baseline", "baseline, same budget and effort"),
+    "baseline": ("diamond", "baseline", "baseline criterion"),
     "published": ("diamond", "published", "published"),
 }
 """Kind of a point: its shape, its class, and what the legend says."""
+
+NAMED = frozenset({"dense", "pruned", "before_tuning", "published"})
+"""Kinds whose points carry their names in the chart; lines carry theirs at one end."""
 
 
 def tradeoff(report: Report) -> Html:
@@ -151,37 +194,45 @@ def tradeoff(report: Report) -> Html:
     known = [row for row in found if number(row.get("macs")) is not None and number(row.get("accuracy")) is not None]
     if len(known) < 2:
         return not_measured("Accuracy against MACs")
-    front = _front(known)
-    drawn = [_point(row, flag) for row, flag in zip(known, front)]
+    drawn = [_point(row, flag) for row, flag in zip(known, _front(known))]
     label = "Accuracy against MACs: " + "; ".join(f"{p.label} {percent(p.accuracy)} at {count(p.cost)}" for p in drawn)
-    kinds = [entry for kind, entry in KINDS.items() if any(row.get("kind") == kind for row in known)]
-    shown = [*kinds, *([("line", "front", "Pareto front")] if sum(front) > 1 else [])]
-    lowest = max(p.accuracy for p in drawn) - 0.1
-    caption = "Arrows at the bottom: models that lie below the axis, with their accuracy." if any(p.accuracy < lowest for p in drawn) else ""
-    lines = [
-        [
-            row.get("label"),
-            count(p.cost),
-            _interval(p),
-            quantity(row.get("params"), "parameters"),
-            "yes" if p.pareto else "no",
-            row.get("criterion"),
-            row.get("note"),
-        ]
-        for row, p in zip(known, drawn)
-    ]
-    header = ["model", "MACs", "test accuracy", "parameters", "on the front", "criterion", "note"]
+    shown = [entry for kind, entry in KINDS.items() if any(row.get("kind") == kind for row in known)]
+    if sum(p.pareto for p in drawn) > 1:
+        shown.append(("line", "front", "Pareto front: nothing is both cheaper and better"))
+    lowest = max(p.accuracy for p in drawn) - DEPTH
+    notes = {str(row["note"]) for row in known if row.get("note")}
+    said = [f"All on {notes.pop()}." if len(notes) == 1 else ""]
+    said.append(
+        "Arrows: models below the axis, with their accuracy." if any(p.accuracy < lowest for p in drawn) else ""
+    )
     return join(
         (
             charts.legend(shown),
-            charts.figure(lambda width: charts.tradeoff(drawn, width, label), caption),
-            details("The points as a table", table("Accuracy against MACs", header, lines, numeric=(1, 2, 3))),
+            charts.figure(lambda width: draw(drawn, width, label), " ".join(said).strip()),
+            details("The points as a table", _points_table(known, drawn)),
         )
     )
 
 
+def _points_table(known: Sequence[Mapping[str, Any]], drawn: Sequence[Point]) -> Html:
+    lines = [
+        [
+            point.label,
+            count(point.cost),
+            _interval(point),
+            quantity(row.get("params"), "parameters"),
+            "yes" if point.pareto else "no",
+            row.get("criterion"),
+            row.get("note"),
+        ]
+        for row, point in zip(known, drawn)
+    ]
+    header = ["model", "MACs", "accuracy", "parameters", "on the front", "criterion", "note"]
+    return table("Accuracy against MACs", header, lines, numeric=(1, 2, 3))
+
+
 def _front(known: list[Mapping[str, Any]]) -> list[bool]:
-    """The flags of the report where all points carry one, else computed; published points never count: they are not ours."""
+    """The report's flags where all points carry one, else computed; published points are not ours and do not count."""
     if all(isinstance(row.get("pareto"), bool) for row in known):
         return [bool(row["pareto"]) for row in known]
     own = [row for row in known if row.get("kind") != "published"]
@@ -189,27 +240,37 @@ def _front(known: list[Mapping[str, Any]]) -> list[bool]:
     return [row.get("kind") != "published" and next(flags) for row in known]
 
 
-def _point(row: Mapping[str, Any], flag: bool) -> charts.Point:
+def _point(row: Mapping[str, Any], flag: bool) -> Point:
     kind = str(row.get("kind"))
     shape, style, _ = KINDS.get(kind, KINDS["curve"])
     label, accuracy, macs = str(row.get("label") or kind), float(row["accuracy"]), float(row["macs"])
     low, high = number(at(row, "spread", "low")), number(at(row, "spread", "high"))
     tip = f"{label}: {percent(accuracy)} at {count(macs)} MACs"
-    return charts.Point(label, macs, accuracy, style, shape, low, high, flag, kind != "curve", tip)
+    series = str(row.get("criterion") or "") if kind in ("curve", "baseline", "pruned") else ""
+    return Point(label, macs, accuracy, style, shape, low, high, flag, kind in NAMED, tip, series)
 
 
-def _interval(point: charts.Point) -> Html:
-    spread = f"{percent(point.low)} to {percent(point.high)}" if point.low is not None and point.high is not None else ""
+def _interval(point: Point) -> Html:
+    spread = (
+        f"{percent(point.low)} to {percent(point.high)}" if point.low is not None and point.high is not None else ""
+    )
     return join((tag("span", {"class": "value"}, percent(point.accuracy)), tag("span", {"class": "spread"}, spread)))
 
 
 def subtitle(report: Report) -> Html:
     """Which model, which data, when, how long."""
     classes = items(report, "data", "classes")
-    sizes = [f"{count(n)} {split}" for split in ("train", "validation", "test") if (n := number(at(report, "data", split)))]
+    sizes = [
+        f"{n:,.0f} {split}" for split in ("train", "validation", "test") if (n := number(at(report, "data", split)))
+    ]
     data = str(at(report, "data", "name") or "")
     if data and (sizes or classes):
         data += f" ({', '.join([*sizes, *([f'{len(classes)} classes'] if classes else [])])})"
     seconds = number(at(report, "run", "seconds"))
-    parts = [at(report, "model", "name"), data, report.get("created"), f"took {duration(seconds)}" if seconds is not None else ""]
+    parts = [
+        at(report, "model", "name"),
+        data,
+        report.get("created"),
+        f"took {duration(seconds)}" if seconds is not None else "",
+    ]
     return tag("p", {"class": "subtitle"}, " · ".join(str(part) for part in parts if part))

@@ -7,12 +7,21 @@ from importlib import resources
 from typing import Any
 
 from . import anatomy, overview, provenance, quality
-from .html import Html, tag
+from .markup import Html, tag
 from .read import checked
 
 Report = Mapping[str, Any]
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+)
 """The browser itself is told to load nothing from outside, whatever the report holds."""
 
 SECTIONS: tuple[tuple[str, str, Callable[[Report], Html]], ...] = (
@@ -61,7 +70,12 @@ def render_html(report: Report) -> str:
         tag("style", None, _own("style.css")),
     )
     panels = [
-        tag("section", {"id": anchor, "aria-labelledby": f"{anchor}-title"}, tag("h2", {"id": f"{anchor}-title"}, heading), panel(report))
+        tag(
+            "section",
+            {"id": anchor, "aria-labelledby": f"{anchor}-title"},
+            tag("h2", {"id": f"{anchor}-title"}, heading),
+            panel(report),
+        )
         for anchor, heading, panel in SECTIONS
     ]
     links = [tag("a", {"href": f"#{anchor}"}, heading) for anchor, heading, _ in SECTIONS]

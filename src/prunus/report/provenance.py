@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import charts
-from .html import Html, details, join, not_measured, note, table, tag
-from .numbers import NOTHING, number, quantity
+from . import charts, row_charts
+from .formats import NOTHING, number, quantity
+from .markup import Html, details, join, not_measured, note, table, tag
 from .quality import measured
 from .read import at, items, mapping, rows
 from .verdict import configuration, diagnosis
 
 Report = Mapping[str, Any]
 
-VARIANTS: Mapping[str, str] = {"dense": "dense", "pruned": "pruned", "dense int8": "gone", "pruned int8": "before"}
+VARIANTS: Mapping[str, str] = {"dense": "dense", "pruned": "pruned", "dense int8": "gone", "pruned int8": "curve"}
 """Variant of a model: the class that gives its bars their colour."""
 
 
@@ -28,55 +28,64 @@ def speed(report: Report) -> Html:
     for device in found:
         if number(at(device, "latency", "value")) is not None:
             grouped.setdefault(configuration(device), []).append(device)
-    drawn = [charts.Row(where, [_bar(device) for device in devices]) for where, devices in grouped.items()]
-    label = "Median latency of each variant: " + "; ".join(f"{r.name}: " + ", ".join(b.tip for b in r.bars) for r in drawn)
+    drawn = [row_charts.Row(where, [_bar(device) for device in devices]) for where, devices in grouped.items()]
+    label = "Median latency of each variant: " + "; ".join(
+        f"{r.name}: " + ", ".join(b.tip for b in r.bars) for r in drawn
+    )
     picture = (
         charts.figure(
-            lambda width: charts.bars(drawn, min(width, 720), label),
+            lambda width: row_charts.bars(drawn, min(width, 720), label),
             "Median of one forward pass; the thin line runs from the lower to the upper quartile.",
             wide=720,
         )
         if drawn
         else not_measured("Latency")
     )
-    simulated = any(device.get("simulated") for device in found)
+    simulated = any(device.get("simulated") and not device.get("note") for device in found)
     limits = note("The constraint is simulated: threads and memory were limited on this machine.") if simulated else ""
     return join((tag("p", {"class": "diagnosis"}, diagnosis(report)), picture, limits, _devices(found)))
 
 
-def _bar(device: Mapping[str, Any]) -> charts.Bar:
+def _bar(device: Mapping[str, Any]) -> row_charts.Bar:
     latency, variant = mapping(device, "latency"), str(device.get("variant"))
     value, unit = float(latency["value"]), str(latency.get("unit") or "")
     low, high = number(at(latency, "spread", "low")), number(at(latency, "spread", "high"))
     said = f"{quantity(value, unit)} {variant}"
     spread = (low, high) if low is not None and high is not None else None
-    return charts.Bar(value, said, VARIANTS.get(variant, "curve"), f"{variant} {quantity(value, unit)}", spread)
+    return row_charts.Bar(value, said, VARIANTS.get(variant, "curve"), f"{variant} {quantity(value, unit)}", spread)
 
 
-def _devices(found: list[Mapping[str, Any]]) -> Html:
-    lines = []
-    for device in found:
-        unit = str(at(device, "latency", "unit") or "ms")
-        lines.append(
-            [
-                device.get("variant"),
-                device.get("runtime"),
-                device.get("precision"),
-                device.get("threads"),
-                device.get("batch"),
-                measured(device.get("latency")),
-                quantity(at(device, "latency", "details", "p95"), unit),
-                measured(device.get("peak_mem")),
-                quantity(device.get("bytes"), "bytes"),
-                measured(device.get("metric")),
-                quantity(device.get("mem_limit"), "bytes") if device.get("mem_limit") else "none",
-                join((device.get("name"), f" ({device['note']})" if device.get("note") else "")),
-            ]
-        )
-    header = ["variant", "runtime", "precision", "threads", "batch", "latency", "95th percentile"]
-    header += ["peak memory", "file", "accuracy", "memory limit", "device"]
-    how = next((at(device, "latency", "how") for device in found if at(device, "latency", "how")), "")
-    return join((table("Measurements on the device", header, lines, numeric=range(3, 11)), note(how) if how else ""))
+def _devices(found: Sequence[Mapping[str, Any]]) -> Html:
+    """One line per variant and setting; columns in which nothing differs from the ordinary are said once below."""
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = [
+        ("variant", lambda row: row.get("variant")),
+        ("runtime", lambda row: ", ".join(str(row[key]) for key in ("runtime", "precision") if row.get(key))),
+        ("threads", lambda row: row.get("threads")),
+        ("batch", lambda row: row.get("batch")),
+        ("latency", lambda row: measured(row.get("latency"))),
+        ("95th percentile", _p95),
+        ("peak memory", lambda row: measured(row.get("peak_mem"))),
+        ("file", lambda row: quantity(row.get("bytes"), "bytes")),
+        ("accuracy", lambda row: measured(row.get("metric"))),
+    ]
+    if any(row.get("mem_limit") for row in found):
+        columns.append(("memory limit", lambda row: quantity(row.get("mem_limit"), "bytes")))
+    numeric = range(2, len(columns))
+    names, notes = ({str(row[key]) for row in found if row.get(key)} for key in ("name", "note"))
+    if len(names) > 1:
+        columns.append(("device", lambda row: row.get("name")))
+    if len(notes) > 1:
+        columns.append(("note", lambda row: tag("span", {"class": "how"}, row.get("note"))))
+    lines = [[show(row) for _, show in columns] for row in found]
+    how = next((at(row, "latency", "how") for row in found if at(row, "latency", "how")), "")
+    said = [f"Device: {names.pop()}." if len(names) == 1 else "", f"Latency: {how}." if how else ""]
+    said.append(f"{notes.pop()}." if len(notes) == 1 else "")
+    grid = table("Measurements on the device", [name for name, _ in columns], lines, numeric=numeric)
+    return join((grid, note(" ".join(part for part in said if part))))
+
+
+def _p95(row: Mapping[str, Any]) -> str:
+    return quantity(at(row, "latency", "details", "p95"), str(at(row, "latency", "unit") or "ms"))
 
 
 def energy(report: Report) -> Html:
@@ -84,11 +93,20 @@ def energy(report: Report) -> Html:
     lines = []
     for row in rows(report, "summary", "energy"):
         how = at(row, "energy", "how") or ""
-        lines.append([row.get("variant"), measured(row.get("energy")), measured(row.get("co2")), tag("span", {"class": "how"}, how)])
+        lines.append(
+            [
+                row.get("variant"),
+                measured(row.get("energy")),
+                measured(row.get("co2")),
+                tag("span", {"class": "how"}, how),
+            ]
+        )
     if not lines:
         return not_measured("Energy and CO₂")
-    modelled = any(at(row, key, "details", "modelled") for row in rows(report, "summary", "energy") for key in ("energy", "co2"))
-    said = "“Modelled”: computed from the processor's rated power and the time, not read from a meter. Trust the MACs more."
+    modelled = any(
+        at(row, key, "details", "modelled") for row in rows(report, "summary", "energy") for key in ("energy", "co2")
+    )
+    said = "“Modelled”: computed from rated power and time, not read from a meter. Trust the MACs more."
     grid = table("Energy and CO₂", ["what", "energy", "CO₂", "how"], lines, numeric=(1, 2))
     return join((grid, note(said) if modelled else ""))
 
@@ -106,7 +124,13 @@ def reproduce(report: Report) -> Html:
     parts: list[object] = []
     if command:
         parts += [tag("pre", {"class": "command", "tabindex": "0"}, tag("code", None, command))]
-    for title, key in (("Environment", "environment"), ("Versions", "versions"), ("Seeds", "seeds"), ("Hashes", "hashes"), ("Source", "git")):
+    for title, key in (
+        ("Environment", "environment"),
+        ("Versions", "versions"),
+        ("Seeds", "seeds"),
+        ("Hashes", "hashes"),
+        ("Source", "git"),
+    ):
         facts = mapping(found, key)
         if facts:
             parts.append(_facts(title, facts))
@@ -119,7 +143,11 @@ def reproduce(report: Report) -> Html:
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> Html:
-    terms = [part for key, value in facts.items() for part in (tag("dt", None, key.replace("_", " ")), tag("dd", None, _fact(key, value)))]
+    terms = [
+        part
+        for key, value in facts.items()
+        for part in (tag("dt", None, key.replace("_", " ")), tag("dd", None, _fact(key, value)))
+    ]
     return join((tag("h3", None, title), tag("dl", None, *terms)))
 
 
@@ -146,7 +174,9 @@ def as_yaml(recipe: object) -> str:
 def limits(report: Report) -> Html:
     """What to keep in mind when reading the numbers, and the hardware rules that were checked."""
     said = [tag("li", None, limit) for limit in items(report, "summary", "limits")]
-    rules = [[row.get("rule"), row.get("status"), row.get("reason")] for row in rows(report, "summary", "hardware_rules")]
+    rules = [
+        [row.get("rule"), row.get("status"), row.get("reason")] for row in rows(report, "summary", "hardware_rules")
+    ]
     parts = []
     if said:
         parts.append(tag("ul", None, *said))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from . import charts
-from .html import Html, details, join, not_measured, note, table, tag
-from .numbers import NOTHING, count, number, percent, points, quantity, significant
+from . import charts, row_charts
+from .formats import NOTHING, count, number, percent, points, quantity, significant
+from .markup import Html, details, join, not_measured, note, table, tag
 from .read import at, items, mapping, rows
 
 Report = Mapping[str, Any]
@@ -28,7 +28,9 @@ def measured(measurement: object) -> Html:
     if low is not None and high is not None:
         kind, n = at(measurement, "spread", "kind") or "spread", at(measurement, "spread", "n")
         said = f"{kind}, n = {n}" if n is not None else kind
-        parts.append(tag("span", {"class": "spread", "title": said}, f"{quantity(low, unit)} to {quantity(high, unit)}"))
+        parts.append(
+            tag("span", {"class": "spread", "title": said}, f"{quantity(low, unit)} to {quantity(high, unit)}")
+        )
     if at(measurement, "details", "modelled"):
         parts.append(tag("span", {"class": "badge"}, "modelled"))
     return join(parts)
@@ -44,7 +46,11 @@ def learning(report: Report) -> Html:
         curve = rows(report, section, "curve")
         if len(curve) < 2:
             continue
-        dense = number(at(report, "baseline", "metrics", "validation", "accuracy", "value")) if section == "finetune" else None
+        dense = (
+            number(at(report, "baseline", "metrics", "validation", "accuracy", "value"))
+            if section == "finetune"
+            else None
+        )
         level = [(dense, f"dense {percent(dense)}", "dense")] if dense is not None else []
         drawn = [_curve(curve, "accuracy", title, level), _curve(curve, "loss", title, [])]
         best = at(report, section, "best_epoch")
@@ -100,7 +106,7 @@ def robustness(report: Report) -> Html:
         (
             note(said),
             charts.legend(BOTH),
-            tag("div", {"class": "pair"}, *panels),
+            tag("div", {"class": "trio"}, *panels),
             *missing,
             corruptions or not_measured("Common corruptions"),
         )
@@ -146,7 +152,7 @@ def _attack(curve: Sequence[Mapping[str, Any]], title: str) -> Html:
         height=240,
     )
     label = f"{title}: accuracy of the dense and the pruned model against the size of the attack"
-    drawn = charts.figure(lambda width: charts.lines(series, frame, width, label), wide=charts.HALF)
+    drawn = charts.figure(lambda width: charts.lines(series, frame, width, label), wide=charts.THIRD)
     return tag("div", None, tag("h3", None, title), drawn)
 
 
@@ -155,32 +161,45 @@ def _far_apart(values: Sequence[float]) -> bool:
     return len(values) < 2 or min(b - a for a, b in zip(values, values[1:])) > 0.09 * span
 
 
-def _pairs(found: Sequence[tuple[object, object, object, str]]) -> list[charts.Pair]:
+def _pairs(found: Sequence[tuple[object, object, object, str]]) -> list[row_charts.Pair]:
     pairs = []
     for name, dense, pruned, extra in found:
         a, b = number(dense), number(pruned)
         if a is not None and b is not None:
-            pairs.append(charts.Pair(str(name), a, b, extra))
+            pairs.append(row_charts.Pair(str(name), a, b, extra))
     return pairs
 
 
 def _corruptions(found: Sequence[Mapping[str, Any]]) -> Html:
-    pairs = _pairs([(str(row.get("kind", "")).replace("_", " "), row.get("dense"), row.get("pruned"), "") for row in found])
+    pairs = _pairs(
+        [(str(row.get("kind", "")).replace("_", " "), row.get("dense"), row.get("pruned"), "") for row in found]
+    )
     if not pairs:
         return Html()
     label = "Accuracy of the dense and the pruned model under each corruption, mean over its severities"
     mean = sum(p.pruned - p.dense for p in pairs) / len(pairs)
-    said = f"Mean over the severities of each corruption; on average over the {len(pairs)} kinds {points(mean)}. Right: change in points."
+    said = (
+        f"Mean over each corruption's severities; over the {len(pairs)} kinds {points(mean)}. Right: change in points."
+    )
     severities = sorted({str(s.get("severity")) for row in found for s in rows(row, "severities")})
-    parts = [tag("h3", None, "Common corruptions"), charts.figure(lambda width: charts.dumbbells(pairs, width, label), said)]
+    parts = [
+        tag("h3", None, "Common corruptions"),
+        charts.figure(lambda width: row_charts.dumbbells(pairs, width, label), said),
+    ]
     if severities:
         header = ["corruption", "model", *(f"severity {s}" for s in severities)]
         lines = [
-            [str(row.get("kind", "")).replace("_", " "), which, *(quantity(_at_severity(row, s, which), "fraction") for s in severities)]
+            [
+                str(row.get("kind", "")).replace("_", " "),
+                which,
+                *(quantity(_at_severity(row, s, which), "fraction") for s in severities),
+            ]
             for row in found
             for which in ("dense", "pruned")
         ]
-        parts.append(details("By severity", table("Accuracy by severity", header, lines, numeric=range(2, len(header)))))
+        parts.append(
+            details("By severity", table("Accuracy by severity", header, lines, numeric=range(2, len(header))))
+        )
     return join(parts)
 
 
@@ -208,13 +227,18 @@ UNCERTAINTY: Mapping[str, str] = {
 
 
 def _both(found: Mapping[str, Any], names: Mapping[str, str], caption: str) -> Html:
-    lines = []
+    lines, hows = [], []
     for name, said in names.items():
         values = [at(found, which, name) for which in ("dense", "pruned")]
         if any(number(at(value, "value")) is not None for value in values):
-            how = next((at(value, "how") for value in values if at(value, "how")), "")
-            lines.append([said, *(measured(value) for value in values), tag("span", {"class": "how"}, how)])
-    return table(caption, ["measure", "dense", "pruned", "how"], lines, numeric=(1, 2)) if lines else Html()
+            hows.append(str(next((at(value, "how") for value in values if at(value, "how")), "")))
+            lines.append([said, *(measured(value) for value in values)])
+    if not lines:
+        return Html()
+    if len(set(hows)) == 1:  # said once below instead of in every line
+        return join((table(caption, ["measure", "dense", "pruned"], lines, numeric=(1, 2)), note(hows[0])))
+    told = [[*line, tag("span", {"class": "how"}, how)] for line, how in zip(lines, hows)]
+    return table(caption, ["measure", "dense", "pruned", "how"], told, numeric=(1, 2))
 
 
 def calibration(report: Report) -> Html:
@@ -236,7 +260,8 @@ def calibration(report: Report) -> Html:
     drawn = (
         charts.figure(
             lambda width: charts.reliability(series, width, label),
-            "On the diagonal confidence and accuracy agree; below it the model is too sure. A mark's area follows the number of predictions.",
+            "On the diagonal confidence and accuracy agree; below it the model is too sure. A mark's area follows the "
+            "number of predictions.",
             wide=charts.HALF,
         )
         if series
@@ -249,7 +274,7 @@ def uncertainty(report: Report) -> Html:
     """How far predictions move when the network's parameters are perturbed (Monte-Carlo dropout)."""
     found = mapping(report, "validation", "uncertainty")
     grid = _both(found, UNCERTAINTY, "Uncertainty")
-    return join((grid, note(found.get("how")) if found.get("how") else "")) if grid else not_measured("Uncertainty")
+    return grid or not_measured("Uncertainty")
 
 
 def sensitivity(report: Report) -> Html:
@@ -275,12 +300,14 @@ def sensitivity(report: Report) -> Html:
     ]
     rank = number(at(found, "spearman", "value"))
     agreement = f" The two rankings correlate with {significant(rank, 2)} (Spearman)." if rank is not None else ""
-    said = f"Mean change of the output when one part of the input is perturbed, from 0 (pale) to {significant(most)} (full).{agreement}"
-    return join((note(said), tag("div", {"class": "pair"}, *drawn)))
+    said = f"Mean change of the output when a part of the input is perturbed: 0 is pale, {significant(most)} full."
+    return join((note(said + agreement), tag("div", {"class": "pair"}, *drawn)))
 
 
 def _heat(values: Sequence[float], shape: tuple[int, int], most: float, which: str) -> charts.Drawing:
-    return lambda width: charts.heat(values, shape, most, min(width, 300), f"Sensitivity of the {which} model by part of the input")
+    return lambda width: charts.heat(
+        values, shape, most, min(width, 300), f"Sensitivity of the {which} model by part of the input"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- fairness
@@ -302,8 +329,10 @@ def fairness(report: Report) -> Html:
     worst = min(every, key=lambda p: p.pruned - p.dense)
     best = max(every, key=lambda p: p.pruned - p.dense)
     said = [
-        f"From {points(worst.pruned - worst.dense)} ({worst.name}) to {points(best.pruned - best.dense)} ({best.name}).",
-        f"The lowest class stands at {percent(min(p.pruned for p in every))} (dense: {percent(min(p.dense for p in every))}).",
+        f"Between {points(worst.pruned - worst.dense)} ({worst.name})",
+        f"and {points(best.pruned - best.dense)} ({best.name}).",
+        f"The lowest class stands at {percent(min(p.pruned for p in every))}",
+        f"(dense: {percent(min(p.dense for p in every))}).",
     ]
     agreement = number(at(report, "validation", "agreement", "value"))
     if agreement is not None:
@@ -311,5 +340,5 @@ def fairness(report: Report) -> Html:
     if len(shown) < len(every):
         said.append(f"Shown: the {len(shown)} of {len(every)} classes that lost most.")
     label = "Accuracy per class of the dense and the pruned model"
-    drawn = charts.figure(lambda width: charts.dumbbells(shown, width, label), "Right: change in points.")
+    drawn = charts.figure(lambda width: row_charts.dumbbells(shown, width, label), "Right: change in points.")
     return join((note(" ".join(said)), charts.legend(BOTH), drawn))

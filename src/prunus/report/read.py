@@ -81,7 +81,9 @@ def load(source: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any], Pat
 def checked(content: object, where: str) -> Mapping[str, Any]:
     """The content, if it says that it is a report of the schema read here."""
     if not isinstance(content, Mapping):
-        raise InputError(f"{where} holds {type(content).__name__}, not a report: expected an object with schema {SCHEMA!r}")
+        raise InputError(
+            f"{where} holds {type(content).__name__}, not a report: expected an object with schema {SCHEMA!r}"
+        )
     if content.get("schema") != SCHEMA:
         raise InputError(f"{where} has schema {content.get('schema')!r}, but this version of prunus reads {SCHEMA!r}")
     return content

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .html import Html, join, tag
+from .markup import Html, join, tag
 
-CHARACTER = 6.3  # average width of a character at the charts' 12 px, for leaving room beside labels
+CHARACTER = 6.9  # average width of a character at the charts' 12 px, for leaving room beside labels
 
 
 def place(value: float) -> str:
@@ -106,7 +106,13 @@ def path(points: Iterable[tuple[float, float]], kind: str) -> Html:
 
 def rect(x: float, y: float, width: float, height: float, kind: str, tip: str = "") -> Html:
     """A rectangle."""
-    attributes = {"x": place(x), "y": place(y), "width": place(max(width, 0)), "height": place(max(height, 0)), "class": kind}
+    attributes = {
+        "x": place(x),
+        "y": place(y),
+        "width": place(max(width, 0)),
+        "height": place(max(height, 0)),
+        "class": kind,
+    }
     return tag("rect", attributes, *_title(tip))
 
 
@@ -122,7 +128,8 @@ def _polygon(*corners: tuple[float, float]) -> Callable[[float, float, float], s
 
 
 def _circle(x: float, y: float, r: float) -> str:
-    return f"M{place(x - r)} {place(y)}a{place(r)} {place(r)} 0 1 0 {place(2 * r)} 0a{place(r)} {place(r)} 0 1 0 {place(-2 * r)} 0Z"
+    half = f"a{place(r)} {place(r)} 0 1 0"
+    return f"M{place(x - r)} {place(y)}{half} {place(2 * r)} 0{half} {place(-2 * r)} 0Z"
 
 
 SHAPES: dict[str, Callable[[float, float, float], str]] = {
@@ -142,7 +149,9 @@ def mark(x: float, y: float, shape: str, kind: str, *, radius: float = 5, tip: s
 
 def error_bar(x: float, low: float, high: float, kind: str) -> Html:
     """A vertical bar with caps from pixel `low` to pixel `high`."""
-    return join((line(x, low, x, high, f"error {kind}"), *(line(x - 3, y, x + 3, y, f"error {kind}") for y in (low, high))))
+    return join(
+        (line(x, low, x, high, f"error {kind}"), *(line(x - 3, y, x + 3, y, f"error {kind}") for y in (low, high)))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +203,9 @@ def labels(wanted: Sequence[Label], box: Box, taken: Sequence[tuple[float, float
         for x, y, anchor in _candidates(label):
             left = {"start": x, "end": x - width, "middle": x - width / 2}[anchor]
             spot = Box(left, y - 10, left + width, y + 3)
-            inside = spot.left >= box.left and spot.right <= box.right and spot.top >= box.top and spot.bottom <= box.bottom
+            inside = (
+                spot.left >= box.left and spot.right <= box.right and spot.top >= box.top and spot.bottom <= box.bottom
+            )
             if inside and not any(_overlap(spot, other) for other in used):
                 used.append(spot)
                 parts.append(words(x, y, label.content, f"label {label.kind}", anchor))

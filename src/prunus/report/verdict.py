@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .numbers import count, number, percent, points, quantity, significant, times
+from .formats import count, number, percent, points, quantity, significant, times
 from .read import STEPS, at, mapping, rows
 
 Report = Mapping[str, Any]
@@ -23,7 +23,7 @@ RESOURCES: Mapping[str, tuple[str, str]] = {
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which (cost, accuracy) points no other point beats: none is as cheap and as accurate, and better in one of the two.
+    """Which (cost, accuracy) points no other beats by being no worse in both and better in one.
 
     >>> pareto([(100, 0.93), (50, 0.92), (50, 0.90), (60, 0.91)])
     [True, True, False, False]
@@ -39,7 +39,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def headline(report: Report) -> str:
-    """The verdict in one sentence with its numbers: what was cut against which budget, and what became of the accuracy."""
+    """The verdict in one sentence: what was cut against which budget, and what became of the accuracy."""
     if report.get("status") == "failed":
         key = at(report, "failed_step") or "unknown"
         reason = at(report, "error") or at(report, key, "reason") or "no reason was recorded"
@@ -70,7 +70,9 @@ def _against(budget: Mapping[str, Any]) -> str:
     assert achieved is not None
     if name == "max_drop":
         change = points(-achieved)
-        return f"{said} {change.removeprefix('−')}" + (f" of at most {points(limit).removeprefix('+')}" if limit else "")
+        return f"{said} {change.removeprefix('−')}" + (
+            f" of at most {points(limit).removeprefix('+')}" if limit else ""
+        )
     written = f"{said} {quantity(achieved, unit)}"
     if dense:
         written += f", {percent(achieved / dense, 1)} of dense"
@@ -134,11 +136,15 @@ def races(report: Report) -> list[Race]:
         value = number(latency.get("value"))
         if value is not None and value > 0:
             timed.setdefault(configuration(device), {}).setdefault(str(device.get("variant")), latency)
-    return [Race(where, both["dense"], both["pruned"]) for where, both in timed.items() if {"dense", "pruned"} <= both.keys()]
+    return [
+        Race(where, both["dense"], both["pruned"])
+        for where, both in timed.items()
+        if {"dense", "pruned"} <= both.keys()
+    ]
 
 
 def diagnosis(report: Report) -> str:
-    """Is the pruned model faster, and why (not): the measured factor beside the factor in MACs, and what explains the gap."""
+    """Is the pruned model faster, and why (not): the factor in time beside that in MACs, and what explains the gap."""
     found = races(report)
     if not found:
         return "Not timed: no configuration has a latency of both the dense and the pruned model."
@@ -167,7 +173,9 @@ def _reasons(report: Report, race: Race, macs: float | None) -> list[str]:
     reasons = []
     kind = at(report, "structure", "kind")
     if kind in ("unstructured", "semi-structured"):
-        reasons.append("The pruning is in zeros: shapes are as before, and dense kernels multiply zeros as fast as other numbers.")
+        reasons.append(
+            "The pruning is in zeros: shapes are as before, and dense kernels multiply zeros as fast as other numbers."
+        )
     falls_short = macs is not None and race.gain < 0.9 * macs
     if falls_short and kind not in ("unstructured", "semi-structured"):
         reasons += [said for said in (_odd_widths(report), _fixed_costs(report, race)) if said]
@@ -175,7 +183,9 @@ def _reasons(report: Report, race: Race, macs: float | None) -> list[str]:
 
 
 def _odd_widths(report: Report) -> str:
-    cut = [g for g in rows(report, "summary", "groups") if (number(g.get("after")) or 0) < (number(g.get("before")) or 0)]
+    cut = [
+        g for g in rows(report, "summary", "groups") if (number(g.get("after")) or 0) < (number(g.get("before")) or 0)
+    ]
     odd = sum(1 for g in cut if int(number(g.get("after")) or 0) % 8)
     if not odd or odd < len(cut) / 4:
         return ""

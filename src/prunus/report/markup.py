@@ -41,7 +41,9 @@ def tag(name: str, attributes: Attributes | None = None, *children: object) -> H
     return Html(opening if name in VOID else f"{opening}{join(children)}</{name}>")
 
 
-def table(caption: str, header: Sequence[object], rows: Iterable[Sequence[object]], *, numeric: Iterable[int] = ()) -> Html:
+def table(
+    caption: str, header: Sequence[object], rows: Iterable[Sequence[object]], *, numeric: Iterable[int] = ()
+) -> Html:
     """A table in a box of its own that scrolls sideways. `numeric` lists the columns that align right."""
     right = frozenset(numeric)
 

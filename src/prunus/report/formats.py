@@ -43,6 +43,16 @@ def count(value: float) -> str:
     return _prefixed(value, LARGE, "", 4)
 
 
+def tick(value: float) -> str:
+    """A number at an axis: as short as it can be said.
+
+    >>> tick(25e6), tick(1.5e6), tick(0), tick(40)
+    ('25\\xa0M', '1.5\\xa0M', '0', '40')
+    """
+    factor, prefix = next(((f, p) for f, p in LARGE if abs(value) >= f), (1.0, ""))
+    return f"{value / factor:g}{SPACE}{prefix}" if prefix else f"{value:g}"
+
+
 def percent(value: float, digits: int = 2) -> str:
     """A fraction as a percentage.
 
@@ -91,12 +101,15 @@ def _with(unit: str) -> Callable[[float], str]:
 
 UNITS: Mapping[str, Callable[[float], str]] = {
     "": significant,
+    "1": significant,
     "fraction": percent,
     "probability": percent,
     "%": lambda value: f"{value:.2f}%",
     "bytes": _bytes,
+    "byte": _bytes,
     "B": _bytes,
     "parameters": count,
+    "parameter": count,
     "macs": count,
     "MACs": count,
     "FLOPs": count,
@@ -105,6 +118,8 @@ UNITS: Mapping[str, Callable[[float], str]] = {
     "Wh": lambda value: _prefixed(value, SMALL, "Wh"),
     "kg": lambda value: _prefixed(value * 1e3, SMALL, "g"),
     "J": lambda value: _prefixed(value, SMALL, "J"),
+    "J/sample": lambda value: _prefixed(value, SMALL, "J/sample"),
+    "nat": lambda value: f"{significant(value)}{SPACE}nats",
     "x": times,
     "×": times,
     "ratio": times,
