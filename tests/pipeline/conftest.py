@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 
@@ -32,7 +32,7 @@ class Tiny(nn.Module):
 
 def make(**kwargs):
     return Tiny(**kwargs)
-'''
+"""
 
 FIXED = {"precision": "fp32", "memory_format": "contiguous", "device": "cpu", "batch_size": 64}
 
@@ -58,7 +58,8 @@ def recipe(tiny_module: Path) -> dict[str, Any]:
         "objective": {"target": {"macs": 0.5}, "curve": [0.7], "baselines": ["random"]},
         "recover": {**FIXED, "epochs": 3, "lr": 0.05, "recalibrate": 2},
         "evaluate": {"measures": ["accuracy", "ece", "nll"]},
-        "device": {"threads": 1, "repeats": 5, "warmup": 1},
+        "threads": 1,
+        "device": {"threads": [1], "repeats": 5, "warmup": 1},
         "export": {"onnx": False, "int8": False},
     }
 

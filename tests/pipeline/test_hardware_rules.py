@@ -28,7 +28,9 @@ def test_the_benefit_follows_structure_and_budget(kind, target, benefit):
     assert benefit_of(kind, target) == benefit
 
 
-@pytest.mark.parametrize(("multiple", "round_to", "status"), [(1, 1, "applies"), (8, 16, "satisfied"), (8, 4, "violated")])
+@pytest.mark.parametrize(
+    ("multiple", "round_to", "status"), [(1, 1, "applies"), (8, 16, "satisfied"), (8, 4, "violated")]
+)
 def test_widths_are_held_against_the_device(multiple, round_to, status):
     rules = hardware_rules("cpu", multiple, round_to, rounds=1)
     assert [rule["status"] for rule in rules if rule["rule"] == "filter"] == [status]

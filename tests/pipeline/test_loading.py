@@ -74,7 +74,13 @@ def test_all_wrong_fields_are_named_at_once():
 def test_overrides_reach_any_depth_and_are_read_as_yaml():
     recipe = load_recipe(
         GOOD,
-        ["prune.ratio=null", "objective.target={macs: 0.4}", "model.kwargs.classes=7", "data.limit=50", "train.lr=1e-2"],
+        [
+            "prune.ratio=null",
+            "objective.target={macs: 0.4}",
+            "model.kwargs.classes=7",
+            "data.limit=50",
+            "train.lr=1e-2",
+        ],
     )
     assert recipe.objective.target == {"macs": 0.4}
     assert recipe.model.name == "zoo:lenet5"

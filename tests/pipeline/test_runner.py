@@ -51,7 +51,17 @@ def test_every_section_has_its_header(finished):
 
 
 def test_the_directory_describes_the_run(finished):
-    files = {"recipe.yaml", "environment.json", "report.json", "report.md", "report.html", "run.log", "dense", "pruned", "final"}
+    files = {
+        "recipe.yaml",
+        "environment.json",
+        "report.json",
+        "report.md",
+        "report.html",
+        "run.log",
+        "dense",
+        "pruned",
+        "final",
+    }
     assert files <= set(os.listdir(finished.directory))
     environment = json.loads((finished.directory / "environment.json").read_text())
     assert environment["versions"]["torch"]

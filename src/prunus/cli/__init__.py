@@ -9,7 +9,16 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from ..errors import BudgetError, InputError, PrunusError, StepFailed, SurgeryError, TrainingError, VerificationError
+from ..errors import (
+    BudgetError,
+    ExportError,
+    InputError,
+    PrunusError,
+    StepFailed,
+    SurgeryError,
+    TrainingError,
+    VerificationError,
+)
 
 __all__ = ["main"]
 
@@ -19,6 +28,7 @@ EXIT_CODES: Mapping[type[PrunusError], int] = {
     BudgetError: NOT_MET,
     StepFailed: NOT_MET,
     TrainingError: NOT_MET,
+    ExportError: NOT_MET,
     VerificationError: NOT_MET,
     SurgeryError: NOT_MET,
     InputError: BAD_INPUT,

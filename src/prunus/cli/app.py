@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from . import analyze, evaluate, export, prune, report, run
 
 app = typer.Typer(
@@ -21,12 +22,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"prunus {version('prunus')}")
-        except PackageNotFoundError:  # run from a source tree that was never installed
-            print("prunus (not installed)")
+        print(f"prunus {__version__}")
         raise typer.Exit()
 
 

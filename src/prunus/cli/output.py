@@ -79,3 +79,20 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def _starts_as_number(cell: str) -> bool:
     return not cell or cell[0].isdigit() or cell[0] in "+-\u2212\u2013"
+
+
+def shown(measurement: Mapping[str, Any] | None) -> str:
+    """A stored measurement as a person reads it: shares in percent, counts in full, the rest with four digits.
+
+    >>> shown({"value": 0.9861, "unit": "fraction"}), shown({"value": 1006414, "unit": "MACs"}), shown(None)
+    ('98.61%', '1,006,414 MACs', '')
+    """
+    if measurement is None:
+        return ""
+    value, unit = measurement.get("value"), measurement.get("unit") or ""
+    if value is None:
+        return "not measured"
+    if unit == "fraction":
+        return f"{100 * value:.2f}%"
+    number = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{number} {unit}".strip()

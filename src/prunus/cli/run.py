@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from .options import Json, Out
-from .output import Output, table
+from .output import Output, shown, table
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="key.sub=value overrides a field of the recipe; repeat it.")
@@ -98,16 +98,8 @@ def _brief(directory: Path, report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tables(report: Mapping[str, Any]) -> list[Table]:
     from ..report import headline
-    from ..report.numbers import quantity
 
     rows = [
-        (
-            row["label"],
-            *(
-                quantity((row.get(side) or {}).get("value"), (row.get(side) or {}).get("unit", ""))
-                for side in ("dense", "pruned")
-            ),
-        )
-        for row in report.get("summary", {}).get("table", ())
+        (row["label"], shown(row["dense"]), shown(row["pruned"])) for row in report.get("summary", {}).get("table", ())
     ]
     return [table(headline(report), ("", "dense", "pruned"), rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,13 @@ FRACTIONS = frozenset(
     "sparsity ece mce adaptive_ece classwise_ece exemplars".split()
 )
 """Measures whose values are shares of one; the report shows them in percent."""
+
+
+MANY_THREADS = 4
+"""Threads of the many-threads measurement, where there are so many cores."""
+
+ENERGY = ("energy", "co2")
+"""Measures that need no labels and are taken in step 8, dense and pruned in turns."""
 
 
 def measured(measurement: Measurement | None) -> dict[str, Any] | None:
@@ -62,21 +70,26 @@ def peak_memory(work: Work, model: nn.Module) -> Measurement:
     return Measurement("peak_memory", float(total), "bytes", f"weights and {found.how}", details=found.details)
 
 
-def protocol(work: Work, threads: tuple[int, ...] | None = None) -> Protocol:
-    """How latency is timed: the device's batch, these numbers of threads (all of the run's when absent)."""
+def device_threads(work: Work) -> tuple[int, ...]:
+    """Numbers of threads that latency is measured with; the last one is that of the headline."""
+    return work.recipe.device.threads or tuple(sorted({1, min(os.cpu_count() or 1, MANY_THREADS)}))
+
+
+def protocol(work: Work, threads: int) -> Protocol:
+    """How latency is timed: the device's batch and number of runs."""
     device = work.recipe.device
-    return Protocol((device.batch,), threads or (torch.get_num_threads(),), device.warmup, device.repeats)
+    return Protocol((device.batch,), (threads,), device.warmup, device.repeats)
 
 
 def dense_latency(work: Work, model: nn.Module) -> Measurement:
     """Latency of one model by itself."""
-    timed = protocol(work)
+    timed = protocol(work, device_threads(work)[-1])
     return latency_of(latency(model, work.example, protocol=timed)[-1], timed, "alone")
 
 
 def raced(work: Work, dense: nn.Module, final: nn.Module, threads: int) -> tuple[dict[str, Measurement], Measurement]:
     """Latencies of dense and pruned, timed in turns, and how many times faster the pruned one is."""
-    timed = protocol(work, (threads,))
+    timed = protocol(work, threads)
     timings = {t.name: t for t in latency(final, work.example, dense, protocol=timed)}
     before, after = timings[REFERENCE], timings[MODEL]
     value, spread = ratio_of_medians(before.seconds, after.seconds, seed=work.recipe.seed)
@@ -96,3 +109,34 @@ def latency_of(timing: Timing, timed: Protocol, order: str) -> Measurement:
         f"{threads}, float32, {where['device']}, torch {where['torch']}"
     )
     return Measurement("latency", timing.milliseconds(0.5), "ms", how, spread, {**details, "n": len(timing.seconds)})
+
+
+def energies(work: Work, dense: nn.Module, final: nn.Module) -> list[dict[str, Any]]:
+    """Energy and CO2 of inference of both models, as far as the recipe asks for them; rows of the report."""
+    asked = [name for name in ENERGY if name in work.recipe.evaluate.measures]
+    if not asked:
+        return []
+    options = {name: value for name, value in work.recipe.evaluate.options.items() if name in asked}
+    found = evaluate(work, final, None, asked, reference=dense, options=options)
+    rows = []
+    for variant, key in (("dense", "reference"), ("pruned", "model")):
+        row: dict[str, Any] = {"variant": variant}
+        for name, measurement in found.items():
+            row[name] = measured(_of_one(measurement, key))
+        rows.append(row)
+    return rows
+
+
+def _of_one(measurement: Measurement, key: str) -> Measurement:
+    """The part of an interleaved measurement that is about one of the two models."""
+    details = {"modelled": measurement.details.get("basis") == "modelled"}
+    models = measurement.details.get("models", {})
+    if measurement.value is None or key not in models:
+        return dataclasses.replace(measurement, details=details)
+    one = models[key]
+    value = one["joules_per_sample"] if isinstance(one, Mapping) else one
+    spread = measurement.spread if key == "model" else None
+    if isinstance(one, Mapping) and measurement.spread is not None:
+        repeats = one["repeats"]
+        spread = Spread(min(repeats), max(repeats), measurement.spread.kind, len(repeats))
+    return dataclasses.replace(measurement, value=value, spread=spread, details=details)

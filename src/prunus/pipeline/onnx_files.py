@@ -1,64 +1,52 @@
-"""The ONNX files of a run, and their accuracy as ONNX Runtime computes it."""
+"""The ONNX files of a run: dense, pruned, and pruned in int8."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data import Split
+from ..export import onnx_accuracy, quantize_onnx, to_onnx
 from ..types import Measurement
-from .measuring import accuracy
 from .section import Section
 from .work import Work
 
 FILES = {"dense": "device/dense.onnx", "pruned": "export/model.onnx", "pruned int8": "export/model.int8.onnx"}
 """Variant -> file in the run directory."""
 
-
-class OnnxModel(nn.Module):
-    """An ONNX file as a module, so that the same measures run on it: one input, one output.
-
-    Args:
-        path: the file.
-        threads: of one operator; 0 lets the runtime choose.
-    """
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.input = self.session.get_inputs()[0].name
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits as the runtime computes them."""
-        return torch.from_numpy(self.session.run(None, {self.input: x.numpy()})[0])
-
-
-def onnx_accuracy(work: Work, path: Path, split: Split) -> Measurement:
-    """Top-1 accuracy of an ONNX file."""
-    return accuracy(work, OnnxModel(path, torch.get_num_threads()), split)
+CHECKED = 32
+"""Validation samples on which a file must agree with torch."""
 
 
 def export_all(work: Work, section: Section) -> dict[str, Path]:
-    """Write the ONNX files that the recipe asks for, checked against torch on real inputs; variant -> file."""
-    from ..export import to_onnx
-
+    """Write the files that the recipe asks for, each checked against torch on real inputs; variant -> file."""
     files = {name: work.directory / FILES[name] for name in ("dense", "pruned")}
-    check = next(iter(work.data.validation.batches(32)))[0]
+    check = next(iter(work.data.validation.batches(CHECKED)))[0]
+    exports = {}
     for name, model in (("dense", work.dense()), ("pruned", work.final())):
-        files[name].parent.mkdir(parents=True, exist_ok=True)
-        to_onnx(model, files[name], work.example, check=check)
+        exports[name] = asdict(to_onnx(model, files[name], work.example, check=check))
     if work.recipe.export.int8:
-        from ..export.int8 import quantize_onnx
-
         files["pruned int8"] = work.directory / FILES["pruned int8"]
-        count = work.recipe.export.calibration_samples
-        batches = -(-count // work.recipe.data.batch)
-        quantize_onnx(files["pruned"], files["pruned int8"], (x for x, _ in work.calibration(batches)))
+        exports["pruned int8"] = asdict(quantize_onnx(files["pruned"], files["pruned int8"], _calibration(work)))
+    for name, path in files.items():
+        exports[name]["path"] = str(path.relative_to(work.directory.path))
+    section.values["exports"] = exports
     section.artefacts.update({f"{name} onnx": FILES[name] for name in files})
     return files
+
+
+def _calibration(work: Work) -> Iterator[Tensor]:
+    """As many training samples as the recipe says, for the ranges of activations."""
+    left = work.recipe.export.calibration_samples
+    for inputs, _ in work.calibration(-(-left // work.recipe.data.batch)):
+        yield inputs[:left]
+        left -= len(inputs)
+
+
+def accuracy_of(work: Work, path: Path) -> Measurement:
+    """Top-1 accuracy of an ONNX file on validation data."""
+    batches = work.data.validation.batches(work.recipe.data.batch)
+    return onnx_accuracy(path, batches, threads=torch.get_num_threads())

@@ -6,7 +6,7 @@ sets, criteria) become objects in `names.py`. This file imports no torch, so tha
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -118,7 +118,7 @@ class PrunePart(Part):
 class EvaluatePart(Part):
     """What is measured in step 7, beside accuracy."""
 
-    measures: tuple[str, ...] = ("accuracy", "calibration", "class_fairness")
+    measures: tuple[str, ...] = ("accuracy", "ece", "nll", "brier")
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of single measures: {name: {option: value}}."""
     train_samples: int = Field(default=10_000, ge=1)
@@ -147,8 +147,8 @@ class DevicePart(Part):
     """The device that the result is meant for, or the limits that stand in for it."""
 
     platform: Literal["cpu", "gpu", "mcu", "fpga", "npu"] = "cpu"
-    threads: int | None = Field(default=None, ge=1)
-    """Threads of the run and of the many-threads measurement; all cores when absent."""
+    threads: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of threads that latency is measured with; 1 and all cores (at most 4) when empty."""
     batch: int = Field(default=1, ge=1)
     memory_limit: str | None = None
     """Address space of one more measurement in a process of its own, e.g. "512MB"."""
@@ -192,6 +192,8 @@ class Recipe(Part):
     seed: int = Field(default=0, ge=0)
     model: ModelPart
     data: DataPart
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of everything but the latency measurements; all cores when absent. Part of what makes numbers repeat."""
     train: TrainPart | None = None
     objective: Objective = Objective()
     prune: PrunePart = PrunePart()

@@ -88,7 +88,7 @@ def run(
     if from_step is not None and not 1 <= from_step <= len(STEPS):
         raise InputError(f"from_step is {from_step}: it must be 1 to {len(STEPS)}")
     directory = RunDirectory(run_dir if run_dir is not None else Path("runs") / _name(recipe, checked))
-    with directory.locked(), directory.logged(), _threads(checked.device.threads) as threads:
+    with directory.locked(), directory.logged(), _threads(checked.threads) as threads:
         going = _Going(checked, directory, progress)
         going.prepare(threads, list(command or ()))
         going.check_start(from_step)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...types import Measurement
 from ..budgets import latency
 from ..device_runs import Answer, Question, amount_of_memory, ask, latency_of
 from ..environment import cpu_name
-from ..measuring import accuracy, measured, peak_memory, raced
-from ..onnx_files import export_all, onnx_accuracy
+from ..measuring import accuracy, device_threads, energies, measured, peak_memory, raced
+from ..onnx_files import accuracy_of, export_all
 from ..section import Section
 from ..work import DENSE, FINAL, Work
 
@@ -41,6 +40,7 @@ def measure(work: Work) -> Section:
     else:
         files = export_all(work, section)
         rows += _onnx_rows(work, files, section)
+    section.values["energy"] = energies(work, work.dense(), work.final())
     section.top["device"] = rows
     section.values.update(name=cpu_name(), simulated=_is_simulated(work), platform=work.recipe.device.platform)
     if work.recipe.export.int8:
@@ -56,8 +56,7 @@ def _is_simulated(work: Work) -> bool:
 
 
 def _settings(work: Work) -> list[Setting]:
-    many = torch.get_num_threads()
-    settings = [Setting(1)] if many == 1 else [Setting(1), Setting(many)]
+    settings = [Setting(count) for count in device_threads(work)]
     if work.recipe.device.memory_limit is not None:
         settings.append(Setting(1, amount_of_memory(work.recipe.device.memory_limit)))
     return settings
@@ -118,7 +117,7 @@ def _torch_rows(work: Work, section: Section) -> list[dict[str, Any]]:
 
 def _onnx_rows(work: Work, files: dict[str, Path], section: Section) -> list[dict[str, Any]]:
     inputs = _store_inputs(work)
-    metrics = {name: onnx_accuracy(work, path, work.data.validation) for name, path in files.items()}
+    metrics = {name: accuracy_of(work, path) for name, path in files.items()}
     rows = []
     for setting in _settings(work):
         timed = _ask(work, files, inputs, setting)

@@ -43,7 +43,7 @@ def summarise(work: Work) -> Section:
         groups=widths(work.graph, plans),
         layers=layer_table(work.graph, plans, dense, final),
         refused=report["execution"]["refused"],
-        energy=_energy(work),
+        energy=report["device_step"]["energy"],
         hardware_rules=hardware_rules(
             work.recipe.device.platform,
             work.recipe.device.channel_multiple,
@@ -183,15 +183,6 @@ def _points(work: Work, section: Section) -> list[dict[str, Any]]:
     for point, best in zip(points, pareto([(point["macs"], point["accuracy"]) for point in points])):
         point["pareto"] = best
     return points
-
-
-def _energy(work: Work) -> list[dict[str, Any]]:
-    metrics = work.report["validation"]["metrics"]
-    return [
-        {"variant": side, "energy": metrics[side]["energy"], "co2": metrics[side].get("co2")}
-        for side in ("dense", "pruned")
-        if "energy" in metrics[side]
-    ]
 
 
 def _limits(work: Work) -> list[str]:

@@ -9,7 +9,7 @@ from torch import nn
 from ... import evaluation
 from ...types import Measurement
 from ..budgets import largest_drop
-from ..measuring import accuracy, evaluate, measured_all
+from ..measuring import ENERGY, accuracy, evaluate, measured_all
 from ..panels import panels
 from ..section import Section
 from ..work import Work
@@ -23,7 +23,8 @@ COMPARED = ("accuracy_drop", "agreement")
 def validate(work: Work) -> Section:
     """Measure on test data; the floor on retention decides."""
     dense, final, test = work.dense(), work.final(), work.data.test
-    asked = tuple(dict.fromkeys((*ALWAYS, *work.recipe.evaluate.measures)))
+    wanted = (name for name in work.recipe.evaluate.measures if name not in ENERGY)
+    asked = tuple(dict.fromkeys((*ALWAYS, *wanted)))
     alone = tuple(name for name in asked if "reference" not in evaluation.MEASURES[name].needs)
     together = tuple(dict.fromkeys((*COMPARED, *(name for name in asked if name not in alone))))
     of_dense = _measure(work, dense, alone)
