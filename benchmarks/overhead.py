@@ -67,10 +67,10 @@ def with_prunus(model: nn.Module, inputs: Any) -> tuple[Timings, int]:
 
 
 def with_torch_pruning(model: nn.Module, inputs: Any) -> tuple[Timings, int]:
-    import torch_pruning
+    import torch_pruning  # type: ignore[import-not-found]
 
     timings: Timings = {}
-    heads = {m.qkv: m.num_heads for m in model.modules() if isinstance(m, Attention)}
+    heads: dict[nn.Module, int] = {m.qkv: m.num_heads for m in model.modules() if isinstance(m, Attention)}
     with timed(timings, "trace"), contextlib.redirect_stdout(io.StringIO()):
         pruner = torch_pruning.pruner.BasePruner(
             model,
@@ -111,7 +111,7 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--json", type=Path)

@@ -40,7 +40,7 @@ def correct(model: nn.Module, split: Any, device: str) -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--criterion", default="l2_norm")
     parser.add_argument("--scope", default="group")
     parser.add_argument("--normalise", default="mean")
