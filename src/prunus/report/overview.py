@@ -104,12 +104,9 @@ def _took(status: str, section: Mapping[str, Any]) -> str:
 
 
 def _passed(value: object) -> Html:
-    said = (
-        {True: "yes", False: "no"}.get(value, "not checked")
-        if value is None or isinstance(value, bool)
-        else "not checked"
-    )
-    return tag("span", {"class": {"yes": "good", "no": "bad"}.get(said)}, said)
+    if not isinstance(value, bool):
+        return tag("span", None, "not checked")
+    return tag("span", {"class": "good" if value else "bad"}, "yes" if value else "no")
 
 
 # -------------------------------------------------------------------------------------------------- before and after
@@ -267,10 +264,11 @@ def subtitle(report: Report) -> Html:
     if data and (sizes or classes):
         data += f" ({', '.join([*sizes, *([f'{len(classes)} classes'] if classes else [])])})"
     seconds = number(at(report, "run", "seconds"))
+    created = str(report.get("created") or "").replace("T", " ").removesuffix("Z")
     parts = [
         at(report, "model", "name"),
         data,
-        report.get("created"),
+        f"{created} UTC" if created else "",
         f"took {duration(seconds)}" if seconds is not None else "",
     ]
     return tag("p", {"class": "subtitle"}, " · ".join(str(part) for part in parts if part))

@@ -92,4 +92,4 @@ def render_html(report: Report) -> str:
 
 def _own(name: str) -> Html:
     """A file of this package, as it stands."""
-    return Html(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+    return Html(resources.files("prunus.report").joinpath(name).read_text(encoding="utf-8"))

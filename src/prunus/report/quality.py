@@ -141,7 +141,7 @@ def _attack(curve: Sequence[Mapping[str, Any]], title: str) -> Html:
     if not series:
         return Html()
     marks = tuple(x for x, _ in series[0].points)
-    spaced = marks if len(marks) <= 6 and _far_apart(marks) else None
+    spaced = marks if len(marks) <= 8 else None
     frame = charts.Frame(
         "largest change of a pixel",
         "accuracy",
@@ -154,11 +154,6 @@ def _attack(curve: Sequence[Mapping[str, Any]], title: str) -> Html:
     label = f"{title}: accuracy of the dense and the pruned model against the size of the attack"
     drawn = charts.figure(lambda width: charts.lines(series, frame, width, label), wide=charts.THIRD)
     return tag("div", None, tag("h3", None, title), drawn)
-
-
-def _far_apart(values: Sequence[float]) -> bool:
-    span = max(values) - min(values)
-    return len(values) < 2 or min(b - a for a, b in zip(values, values[1:])) > 0.09 * span
 
 
 def _pairs(found: Sequence[tuple[object, object, object, str]]) -> list[row_charts.Pair]:

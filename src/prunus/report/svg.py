@@ -171,10 +171,14 @@ def axes(box: Box, x: Axis, y: Axis) -> Html:
         height = y.scale(value)
         parts.append(line(box.left, height, box.right, height, "grid"))
         parts.append(words(box.left - 6, height + 4, y.written(value), "tick", "end"))
+    free = -1.0
     for value in x.ticks:
-        along = x.scale(value)
+        along, said = x.scale(value), x.written(value)
         parts.append(line(along, box.bottom, along, box.bottom + 4, "axis"))
-        parts.append(words(along, box.bottom + 17, x.written(value), "tick", "middle"))
+        half = CHARACTER * len(said) / 2
+        if along - half >= free:  # a label that would touch the one before it is left to the tick
+            parts.append(words(along, box.bottom + 17, said, "tick", "middle"))
+            free = along + half + 4
     parts.append(line(box.left, box.bottom, box.right, box.bottom, "axis"))
     parts.append(words(box.right, box.bottom + 34, x.title, "title", "end"))
     parts.append(words(2, 12, y.title, "title"))

@@ -14,10 +14,9 @@ Report = Mapping[str, Any]
 RESOURCES: Mapping[str, tuple[str, str]] = {
     "macs": ("MACs", "MACs"),
     "params": ("parameters", "parameters"),
-    "bytes": ("bytes", "bytes"),
+    "bytes": ("size", "bytes"),
     "latency": ("latency", "ms"),
     "energy": ("energy", "kWh"),
-    "max_drop": ("accuracy drop", "fraction"),
 }
 """Name of a budget: how it is said, and the unit of its limit and of what was achieved."""
 
@@ -59,24 +58,20 @@ def _cut(report: Report) -> str:
             return ""
         return f"MACs went from {count(before)} to {count(after)} ({percent(after / before, 1)} of dense)"
     kept = all(b.get("met") is not False for b in budgets)
-    opening = "Budget kept: " if kept else "Budget missed: "
-    return opening + ", ".join(_against(budget) for budget in budgets)
+    opening = f"Budget {'kept' if kept else 'missed'}"
+    said = ", ".join(_against(budget) for budget in budgets if budget.get("name") != "max_drop")
+    return f"{opening}: {said}" if said else opening
 
 
 def _against(budget: Mapping[str, Any]) -> str:
     name = str(budget.get("name"))
     said, unit = RESOURCES.get(name, (name, str(budget.get("unit") or "")))
     achieved, limit, dense = (number(budget.get(key)) for key in ("achieved", "limit", "dense"))
-    assert achieved is not None
-    if name == "max_drop":
-        change = points(-achieved)
-        return f"{said} {change.removeprefix('−')}" + (
-            f" of at most {points(limit).removeprefix('+')}" if limit else ""
-        )
-    written = f"{said} {quantity(achieved, unit)}"
-    if dense:
-        written += f", {percent(achieved / dense, 1)} of dense"
-        return written + (f" (at most {percent(limit / dense, 1)} asked)" if limit else "")
+    shown = quantity(achieved, unit)
+    written = f"{shown} {said}" if unit in ("MACs", "parameters") else f"{said} {shown}"
+    if achieved is not None and dense:
+        asked = f" (at most {percent(limit / dense, 1)} asked)" if limit else ""
+        return f"{written}, {percent(achieved / dense, 1)} of dense{asked}"
     return written + (f" (at most {quantity(limit, unit)} asked)" if limit else "")
 
 
@@ -87,7 +82,9 @@ def _accuracy(report: Report) -> str:
         return ""
     if dense is None:
         return f"test accuracy {percent(pruned)}"
-    return f"test accuracy {percent(pruned)} against {percent(dense)} dense ({points(pruned - dense)})"
+    limit = next((number(b.get("limit")) for b in rows(report, "budget") if b.get("name") == "max_drop"), None)
+    allowed = f", at most {percent(limit).removesuffix('%')} may be lost" if limit is not None else ""
+    return f"test accuracy {percent(pruned)} against {percent(dense)} dense ({points(pruned - dense)}{allowed})"
 
 
 # ------------------------------------------------------------------------------------------------------- diagnosis
