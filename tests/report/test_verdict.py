@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunus.report import diagnosis, headline, pareto
@@ -12,6 +12,7 @@ from prunus.report.verdict import races
 COORDINATE = st.integers(0, 6).map(float)
 
 
+@settings(deadline=None)  # the first call imports torch
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), max_size=12))
 def test_front_is_exactly_what_nothing_beats(points):
     """Every point off the front is beaten by one on it, and no point on it is beaten at all."""

@@ -27,11 +27,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     >>> pareto([(100, 0.93), (50, 0.92), (50, 0.90), (60, 0.91)])
     [True, True, False, False]
     """
+    from ..evaluation import dominated  # here, because it brings torch along, which most pages do not need
 
-    def beaten(cost: float, accuracy: float) -> bool:
-        return any(c <= cost and a >= accuracy and (c < cost or a > accuracy) for c, a in points)
-
-    return [not beaten(cost, accuracy) for cost, accuracy in points]
+    return [not beaten for beaten in dominated(*zip(*points))] if points else []
 
 
 # -------------------------------------------------------------------------------------------------------- headline
