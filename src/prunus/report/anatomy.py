@@ -162,7 +162,10 @@ def refused(report: Report) -> Html:
     for row in found:
         place = " · ".join(str(row[key]) for key in ("module", "operator", "source") if row.get(key))
         lines.append([row.get("what") or row.get("name"), row.get("reason"), place, row.get("remedy")])
+    header = ["what", "why", "where", "what would help"]
+    used = [index for index in range(4) if any(line[index] for line in lines)]
+    lines, header = [[line[index] for index in used] for line in lines], [header[index] for index in used]
     parts = "1 part" if len(lines) == 1 else f"{len(lines)} parts"
     said = f"{parts} of the network stayed whole. What is not understood is never cut."
-    grid = table("What was refused", ["what", "why", "where", "what would help"], lines)
+    grid = table("What was refused", header, lines)
     return join((note(said), tag("div", {"class": "long"}, grid)))

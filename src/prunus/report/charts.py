@@ -146,8 +146,10 @@ def reliability(series: Sequence[tuple[str, str, str, Sequence[Bin]]], width: in
     parts = [axes(box, Axis(x, steps, written, "confidence"), Axis(y, steps, written, "accuracy"))]
     parts.append(line(x(0), y(0), x(1), y(1), "level"))
     for name, kind, shape, bins in series:
-        most = max((b.count for b in bins), default=1) or 1
-        parts.append(path([(x(b.confidence), y(b.accuracy)) for b in bins], kind))
+        most, enough = max((b.count for b in bins), default=1) or 1, 0.005 * sum(b.count for b in bins)
+        steady = [(x(b.confidence), y(b.accuracy)) for b in bins if b.count >= max(enough, 5)]
+        if len(steady) > 1:  # bins of a few predictions jump about; they get their mark, but no line
+            parts.append(path(steady, kind))
         for b in bins:
             tip = f"{name}: {b.count} at confidence {percent(b.confidence, 1)}, {percent(b.accuracy, 1)} right"
             parts.append(

@@ -26,6 +26,8 @@ def significant(value: float, digits: int = 3) -> str:
     """
     if value == 0:
         return "0"
+    if value < 0:
+        return f"−{significant(-value, digits)}"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -4 or exponent > 8:
         return f"{value:.{digits - 1}e}"
@@ -138,15 +140,28 @@ def quantity(value: object, unit: str = "") -> str:
     return NOTHING if known is None else UNITS.get(unit, _with(unit))(known)
 
 
+def span(low: float, high: float, unit: str = "") -> str:
+    """From low to high, with the unit said once where it is the same.
+
+    >>> span(0.742, 7.06, "ms"), span(0.9641, 0.9923, "fraction"), span(512, 2e6, "bytes")
+    ('0.742 to 7.06\xa0ms', '96.41% to 99.23%', '512\xa0B to 2.00\xa0MB')
+    """
+    first, last = quantity(low, unit), quantity(high, unit)
+    said, _, sign = first.partition(SPACE)
+    return f"{said if sign and last.endswith(SPACE + sign) else first} to {last}"
+
+
 def duration(seconds: object) -> str:
     """Seconds as people say them.
 
-    >>> duration(0.42), duration(75), duration(7325), duration(None)
-    ('0.42 s', '1 min 15 s', '2 h 2 min', '–')
+    >>> duration(0.42), duration(0.004), duration(75), duration(7325), duration(None)
+    ('0.42 s', 'under 0.01 s', '1 min 15 s', '2 h 2 min', '–')
     """
     known = number(seconds)
     if known is None:
         return NOTHING
+    if 0 < known < 0.01:
+        return "under 0.01 s"
     if known < 60:
         return f"{significant(known, 2 if known < 10 else 3)} s"
     whole = round(known)

@@ -93,8 +93,10 @@ def steps(report: Report) -> Html:
     parts += [note(tag("strong", None, f"{title}: "), reason) for title, reason in reasons]
     if folded:
         grid = table("What each step had to show", ["step", "condition", "held", "detail"], folded)
-        held = sum(1 for key in STEPS for check in rows(report, key, "checks") if check.get("passed") is True)
-        parts.append(details(f"{held} of {len(folded)} conditions held", grid))
+        verdicts = [check.get("passed") for key in STEPS for check in rows(report, key, "checks")]
+        said = f"{verdicts.count(True)} of {len(folded)} conditions held"
+        open_ones = len(folded) - verdicts.count(True) - verdicts.count(False)
+        parts.append(details(said + (f", {open_ones} could not be checked" if open_ones else ""), grid))
     return join(parts)
 
 
@@ -121,13 +123,14 @@ def before_after(report: Report) -> Html:
         values = [row.get("dense"), *([row.get("before_tuning")] if middle else []), row.get("pruned")]
         how = next((at(value, "how") for value in reversed(values) if at(value, "how")), "")
         label = row.get("label") or row.get("name")
-        lines.append([label, *(measured(value) for value in values), _change(row), tag("span", {"class": "how"}, how)])
+        name = join((label, tag("small", {"class": "how"}, how)))
+        lines.append([name, *(measured(value) for value in values), _change(row)])
     if not lines:
         return not_measured("Before and after")
-    header = ["measure", "dense", *(["cut, before tuning"] if middle else []), "pruned", "change", "how obtained"]
+    header = ["measure", "dense", *(["cut, before tuning"] if middle else []), "pruned", "change"]
     return join(
         (
-            table("Before and after", header, lines, numeric=range(1, len(header) - 1)),
+            table("Before and after", header, lines, numeric=range(1, len(header))),
             note("Small figures: the spread. Its kind and the exact value show under the pointer. 1 MB is 10⁶ bytes."),
         )
     )

@@ -35,7 +35,7 @@ def speed(report: Report) -> Html:
     picture = (
         charts.figure(
             lambda width: row_charts.bars(drawn, min(width, 720), label),
-            "Median of one forward pass; the thin line runs from the lower to the upper quartile.",
+            "Median of one forward pass; the thin line joins the quartiles. Bars compare within their setting only.",
             wide=720,
         )
         if drawn

@@ -7,9 +7,10 @@ from fractions import Fraction
 from typing import Any
 
 from . import charts, row_charts
-from .formats import NOTHING, count, number, percent, points, quantity, significant
+from .formats import NOTHING, count, number, percent, points, quantity, significant, span, tick
 from .markup import Html, details, join, not_measured, note, table, tag
 from .read import at, items, mapping, rows
+from .svg import padded
 
 Report = Mapping[str, Any]
 
@@ -24,15 +25,13 @@ def measured(measurement: object) -> Html:
         return tag("span", {"class": "nothing", "title": how}, NOTHING)
     unit = str(at(measurement, "unit") or "")
     parts = [tag("span", {"class": "value", "title": f"{value!r} {unit}".strip()}, quantity(value, unit))]
+    if at(measurement, "details", "modelled"):
+        parts.append(tag("span", {"class": "badge"}, "modelled"))
     low, high = number(at(measurement, "spread", "low")), number(at(measurement, "spread", "high"))
     if low is not None and high is not None:
         kind, n = at(measurement, "spread", "kind") or "spread", at(measurement, "spread", "n")
         said = f"{kind}, n = {n}" if n is not None else kind
-        parts.append(
-            tag("span", {"class": "spread", "title": said}, f"{quantity(low, unit)} to {quantity(high, unit)}")
-        )
-    if at(measurement, "details", "modelled"):
-        parts.append(tag("span", {"class": "badge"}, "modelled"))
+        parts.append(tag("span", {"class": "spread", "title": said}, span(low, high, unit)))
     return join(parts)
 
 
@@ -46,15 +45,11 @@ def learning(report: Report) -> Html:
         curve = rows(report, section, "curve")
         if len(curve) < 2:
             continue
-        dense = (
-            number(at(report, "baseline", "metrics", "validation", "accuracy", "value"))
-            if section == "finetune"
-            else None
-        )
-        level = [(dense, f"dense {percent(dense)}", "dense")] if dense is not None else []
+        dense = number(at(report, "baseline", "metrics", "validation", "accuracy", "value"))
+        level = [(dense, f"dense {percent(dense)}", "dense")] if section == "finetune" and dense is not None else []
         drawn = [_curve(curve, "accuracy", title, level), _curve(curve, "loss", title, [])]
         best = at(report, section, "best_epoch")
-        said = f"{len(curve)} epochs" + (f"; the weights of epoch {best} were kept" if best is not None else "") + "."
+        said = f"{len(curve)} epochs" + (f", best on validation data in epoch {best}" if best is not None else "") + "."
         panels.append(join((tag("h3", None, title), note(said), tag("div", {"class": "pair"}, *drawn))))
     return join(panels) if panels else not_measured("Learning curve")
 
@@ -68,8 +63,13 @@ def _curve(curve: Sequence[Mapping[str, Any]], what: str, title: str, levels: Se
             series.append(charts.Series(split, kind, known, marks=len(known) <= 25))
     if not series:
         return Html()
-    written = (lambda v: percent(v, 1)) if what == "accuracy" else significant
-    frame = charts.Frame("epoch", what, x_written=lambda v: f"{v:g}", y_written=written)
+    # The first epochs of a cut network are far off; a frame around them would hide all others.
+    late = series[0].points[-1][0] / 10 + 1
+    settled = [b for s in series for a, b in s.points if a > late] or [b for s in series for _, b in s.points]
+    digits = 0 if max(settled) - min(settled) > 0.06 else 1
+    written = (lambda v: percent(v, digits)) if what == "accuracy" else tick
+    span_shown = padded([*settled, *(value for value, _, _ in levels)], 0.08, 1e-6)
+    frame = charts.Frame("epoch", what, y_written=written, y_range=span_shown)
     label = f"{title}: {what} against epoch, " + " and ".join(s.name for s in series)
     shown = [("line", s.kind, s.name) for s in series]
     return tag(
@@ -206,8 +206,8 @@ def _at_severity(row: Mapping[str, Any], severity: str, which: str) -> object:
 
 
 CALIBRATION: Mapping[str, str] = {
-    "ece": "Expected calibration error (15 bins)",
-    "mce": "Largest calibration error of a bin",
+    "ece": "Calibration error (ECE)",
+    "mce": "Largest error of a bin",
     "nll": "Negative log-likelihood",
     "brier": "Brier score",
 }

@@ -30,28 +30,37 @@ class Row:
 
 
 def bars(rows: Sequence[Row], width: int, label: str) -> Html:
-    """Horizontal bars from zero, in rows with their name above them: names may be long at any width."""
-    top, thick, gap = 4, 14, 14
+    """Horizontal bars from zero, in rows with their name above them: names may be long at any width.
+
+    Each row has its own scale, since bars are compared within it. A spread that reaches far beyond all bars of its row
+    runs out of the picture.
+    """
+    thick, gap = 14, 14
     longest = max((len(bar.written) for row in rows for bar in row.bars), default=0)
     right = width - 10 - CHARACTER * longest - 6
-    reach = (
-        max((max(bar.value, bar.spread[1] if bar.spread else 0) for row in rows for bar in row.bars), default=1) or 1
-    )
-    x = Scale(0, reach, 0, right)
-    parts, y = [], float(top)
+    parts, y = [], 4.0
     for row in rows:
         parts.append(words(0, y + 11, row.name, "label"))
         y += 17
+        x = Scale(0, _reach(row), 0, right)
         for bar in row.bars:
             parts.append(rect(0, y, max(x(bar.value), 1), thick, f"bar {bar.kind}", bar.tip))
             end = x(bar.value)
             if bar.spread:
-                parts.append(line(x(bar.spread[0]), y + thick / 2, x(bar.spread[1]), y + thick / 2, "whisker"))
-                end = max(end, x(bar.spread[1]))
+                low, high = (x(bound) for bound in bar.spread)
+                parts.append(line(low, y + thick / 2, high, y + thick / 2, "whisker"))
+                end = max(end, high)
             parts.append(words(end + 6, y + 11, bar.written, "tick"))
             y += thick + 3
         y += gap - 3
     return svg(width, y, label, *parts)
+
+
+def _reach(row: Row) -> float:
+    """What the full width stands for: the longest bar and its spread, as far as that is not much longer."""
+    longest = max((bar.value for bar in row.bars), default=0.0)
+    spread = max((bar.spread[1] for bar in row.bars if bar.spread), default=0.0)
+    return max(longest, min(spread, 1.3 * longest)) or 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,7 @@ def widths(groups: Sequence[Width], width: int, label: str) -> Html:
         return _skyline(groups, width, label)
     row, top = 19, 4
     left = min(max(len(g.name) for g in groups) * CHARACTER, width * 0.42) + 10
-    room = int((left - 10) / CHARACTER)
+    room = round((left - 10) / CHARACTER)
     written = [f"{g.before} → {g.after}" for g in groups]
     x = Scale(0, max(g.before for g in groups), left, width - 14 - CHARACTER * max(map(len, written)))
     parts = []
@@ -122,7 +131,7 @@ def dumbbells(pairs: Sequence[Pair], width: int, label: str) -> Html:
     """One row per pair: where the dense model stands, where the pruned one does, and the line between."""
     row, top = 22, 8
     left = min(max(len(p.name) for p in pairs) * CHARACTER, width * 0.4) + 12
-    room = int((left - 12) / CHARACTER)
+    room = round((left - 12) / CHARACTER)
     box = Box(left, top, width - 70, top + row * len(pairs) + 4)
     values = [v for p in pairs for v in (p.dense, p.pruned)]
     low, high = padded(values, 0.06, 0.005)
