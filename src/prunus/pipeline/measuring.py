@@ -36,7 +36,8 @@ def measured(measurement: Measurement | None) -> dict[str, Any] | None:
     if measurement is None:
         return None
     data = dataclasses.asdict(measurement)
-    return {**data, "unit": "fraction"} if measurement.name in FRACTIONS else data
+    unit = "fraction" if measurement.name in FRACTIONS else "" if measurement.unit == "1" else measurement.unit
+    return {**data, "unit": unit}
 
 
 def measured_all(measurements: Mapping[str, Measurement]) -> dict[str, Any]:
