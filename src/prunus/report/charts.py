@@ -109,9 +109,9 @@ def lines(
     ]
     for value, said, kind in levels:
         parts.append(line(box.left, y(value), box.right, y(value), f"level {kind}"))
-        parts.append(words(box.right - 2, y(value) - 5, said, f"label {kind}", "end"))
+        parts.append(words(box.left + 4, y(value) - 5, said, f"label {kind}"))  # early epochs leave room there
     for one in series:
-        parts.append(path(((x(a), y(b)) for a, b in one.points), one.kind))
+        parts.append(path(((x(a), y(b)) for a, b in _near(one.points, low, high)), one.kind))
         for (a, b), spread in zip(one.points, [*one.spread, *([None] * len(one.points))]):
             if spread:
                 parts.append(error_bar(x(a), y(spread[0]), y(spread[1]), one.kind))
@@ -119,6 +119,13 @@ def lines(
                 tip = f"{one.name}, {frame.x_title} {frame.x_written(a)}: {frame.y_written(b)}"
                 parts.append(mark(x(a), y(b), one.shape, one.kind, radius=3.5, tip=tip))
     return svg(width, frame.height, label, *parts)
+
+
+def _near(points: Sequence[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
+    """The points inside [low, high] and their neighbours: a line comes in from the edge and does not run along it."""
+    inside = [low <= value <= high for _, value in points]
+    near = [any(inside[max(i - 1, 0) : i + 2]) for i in range(len(points))]
+    return [point for point, flag in zip(points, near) if flag] or list(points)
 
 
 # ------------------------------------------------------------------------------------------------------- calibration

@@ -8,7 +8,7 @@ from typing import Any
 from . import charts
 from .formats import count, duration, number, percent, points, quantity, times
 from .markup import Html, details, join, not_measured, note, table, tag
-from .quality import measured
+from .quality import measured, told
 from .read import STEPS, at, items, mapping, rows
 from .tradeoff import DEPTH, Point
 from .tradeoff import tradeoff as draw
@@ -116,24 +116,19 @@ def _passed(value: object) -> Html:
 
 def before_after(report: Report) -> Html:
     """Every figure of the dense, the cut and the final model, with its spread and how it was obtained."""
-    lines = []
+    lines, hows = [], []
     found = rows(report, "summary", "table")
     middle = any(number(at(row, "before_tuning", "value")) is not None for row in found)
     for row in found:
-        values = [row.get("dense"), *([row.get("before_tuning")] if middle else []), row.get("pruned")]
-        how = next((at(value, "how") for value in reversed(values) if at(value, "how")), "")
-        label = row.get("label") or row.get("name")
-        name = join((label, tag("small", {"class": "how"}, how)))
-        lines.append([name, *(measured(value) for value in values), _change(row)])
+        values = [row.get("dense"), row.get("pruned"), row.get("before_tuning")]
+        hows.append(next((at(value, "how") for value in (values[1], values[0]) if at(value, "how")), ""))
+        cells = [measured(values[0]), measured(values[1]), _change(row), *([measured(values[2])] if middle else [])]
+        lines.append([row.get("label") or row.get("name"), *cells])
     if not lines:
         return not_measured("Before and after")
-    header = ["measure", "dense", *(["cut, before tuning"] if middle else []), "pruned", "change"]
-    return join(
-        (
-            table("Before and after", header, lines, numeric=range(1, len(header))),
-            note("Small figures: the spread. Its kind and the exact value show under the pointer. 1 MB is 10⁶ bytes."),
-        )
-    )
+    header = ["measure", "dense", "pruned", "change", *(["right after the cut"] if middle else [])]
+    legend = "Small figures: the spread. Its kind and the exact value show under the pointer. 1 MB is 10⁶ bytes."
+    return join((told("Before and after", header, lines, hows), note(legend)))
 
 
 def _change(row: Mapping[str, Any]) -> Html:

@@ -9,7 +9,7 @@ from typing import Any
 from . import charts, row_charts
 from .formats import NOTHING, number, quantity
 from .markup import Html, details, join, not_measured, note, table, tag
-from .quality import measured
+from .quality import measured, told
 from .read import at, items, mapping, rows
 from .verdict import configuration, diagnosis
 
@@ -63,7 +63,7 @@ def _devices(found: Sequence[Mapping[str, Any]]) -> Html:
         ("threads", lambda row: row.get("threads")),
         ("batch", lambda row: row.get("batch")),
         ("latency", lambda row: measured(row.get("latency"))),
-        ("95th percentile", _p95),
+        ("p95", _p95),
         ("peak memory", lambda row: measured(row.get("peak_mem"))),
         ("file", lambda row: quantity(row.get("bytes"), "bytes")),
         ("accuracy", lambda row: measured(row.get("metric"))),
@@ -90,24 +90,14 @@ def _p95(row: Mapping[str, Any]) -> str:
 
 def energy(report: Report) -> Html:
     """Energy and CO2, each labelled by whether it was counted or modelled."""
-    lines = []
-    for row in rows(report, "summary", "energy"):
-        how = at(row, "energy", "how") or ""
-        lines.append(
-            [
-                row.get("variant"),
-                measured(row.get("energy")),
-                measured(row.get("co2")),
-                tag("span", {"class": "how"}, how),
-            ]
-        )
-    if not lines:
+    found = rows(report, "summary", "energy")
+    if not found:
         return not_measured("Energy and CO₂")
-    modelled = any(
-        at(row, key, "details", "modelled") for row in rows(report, "summary", "energy") for key in ("energy", "co2")
-    )
+    lines = [[row.get("variant"), measured(row.get("energy")), measured(row.get("co2"))] for row in found]
+    hows = [at(row, "energy", "how") or "" for row in found]
+    modelled = any(at(row, key, "details", "modelled") for row in found for key in ("energy", "co2"))
     said = "“Modelled”: computed from rated power and time, not read from a meter. Trust the MACs more."
-    grid = table("Energy and CO₂", ["what", "energy", "CO₂", "how"], lines, numeric=(1, 2))
+    grid = told("Energy and CO₂", ["what", "energy", "CO₂"], lines, hows)
     return join((grid, note(said) if modelled else ""))
 
 

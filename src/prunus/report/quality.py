@@ -35,6 +35,18 @@ def measured(measurement: object) -> Html:
     return join(parts)
 
 
+def told(caption: str, header: Sequence[str], lines: Sequence[Sequence[object]], hows: Sequence[object]) -> Html:
+    """A table of measurements with how each was obtained: under its name on a desk, in a list below on a phone."""
+    numeric = range(1, len(header))
+    given = [str(how) for how in hows if how]
+    if len(set(given)) == 1:  # said once below instead of in every line
+        return join((table(caption, header, lines, numeric=numeric), note(given[0])))
+    named = [[join((line[0], tag("small", {"class": "how"}, how))), *line[1:]] for line, how in zip(lines, hows)]
+    terms = [part for line, how in zip(lines, hows) for part in (tag("dt", None, line[0]), tag("dd", None, how))]
+    folded = tag("div", {"class": "phone"}, details("How each was obtained", tag("dl", None, *terms)))
+    return join((table(caption, header, named, numeric=numeric), folded if given else ""))
+
+
 # --------------------------------------------------------------------------------------------------- learning curve
 
 
@@ -147,13 +159,19 @@ def _attack(curve: Sequence[Mapping[str, Any]], title: str) -> Html:
         "accuracy",
         x_written=eps_text if spaced else lambda v: f"{v:g}",
         y_written=lambda v: percent(v, 0),
-        y_range=(0.0, 1.0),
+        y_range=(_floor(series), 1.0),
         x_ticks=spaced,
         height=240,
     )
     label = f"{title}: accuracy of the dense and the pruned model against the size of the attack"
     drawn = charts.figure(lambda width: charts.lines(series, frame, width, label), wide=charts.THIRD)
     return tag("div", None, tag("h3", None, title), drawn)
+
+
+def _floor(series: Sequence[charts.Series]) -> float:
+    """Where the accuracy axis starts: at 0, or at the tenth well below all points where they all lie high."""
+    lowest = min(value for one in series for _, value in one.points)
+    return max(0, int(10 * lowest) - 2) / 10 if lowest > 0.5 else 0.0
 
 
 def _pairs(found: Sequence[tuple[object, object, object, str]]) -> list[row_charts.Pair]:
@@ -226,14 +244,9 @@ def _both(found: Mapping[str, Any], names: Mapping[str, str], caption: str) -> H
     for name, said in names.items():
         values = [at(found, which, name) for which in ("dense", "pruned")]
         if any(number(at(value, "value")) is not None for value in values):
-            hows.append(str(next((at(value, "how") for value in values if at(value, "how")), "")))
+            hows.append(next((at(value, "how") for value in values if at(value, "how")), ""))
             lines.append([said, *(measured(value) for value in values)])
-    if not lines:
-        return Html()
-    if len(set(hows)) == 1:  # said once below instead of in every line
-        return join((table(caption, ["measure", "dense", "pruned"], lines, numeric=(1, 2)), note(hows[0])))
-    told = [[*line, tag("span", {"class": "how"}, how)] for line, how in zip(lines, hows)]
-    return table(caption, ["measure", "dense", "pruned", "how"], told, numeric=(1, 2))
+    return told(caption, ["measure", "dense", "pruned"], lines, hows) if lines else Html()
 
 
 def calibration(report: Report) -> Html:
