@@ -14,6 +14,9 @@ Found = Mapping[str, Measurement]
 
 ATTACKS = ("fgsm", "pgd", "noise")
 
+UNCERTAINTY_UNITS = {"variation_ratio": "fraction", "predictive_variance": "1"}
+"""Of the parts of the uncertainty that are no entropies."""
+
 CALIBRATION = ("ece", "mce", "adaptive_ece", "classwise_ece", "nll", "brier", "temperature")
 
 
@@ -72,7 +75,7 @@ def _uncertainty(dense: Found, pruned: Found) -> dict[str, Any]:
             name: {
                 "name": name,
                 "value": value,
-                "unit": "nats",
+                "unit": UNCERTAINTY_UNITS.get(name, "nats"),
                 "how": found["mc_dropout"].how,
                 "spread": None,
                 "details": {},
