@@ -83,6 +83,7 @@ class _Solver:
         return chosen, self.solution.steps[chosen][atom]
 
     def count(self, node: int) -> Polynomial:
+        """How many positions an axis has, as a polynomial in the numbers of steps of the classes."""
         def atom(a: int) -> Polynomial:
             if self.algebra.atom_frozen(a) is not None:
                 return {(): self.algebra.size(a)} if self.algebra.size(a) else {}
@@ -112,6 +113,7 @@ class _Solver:
         return _add(_multiply(a, d), _multiply(c, b), 1 if tree.symbol == "+" else -1), _multiply(b, d)
 
     def freeze_class(self, chosen: int, equation: Equation) -> None:
+        """Make all atoms of a class unprunable: nothing can meet the equation once their count changes."""
         reason = Reason(
             f"{equation.text}, and that count cannot change",
             "",
