@@ -38,14 +38,16 @@ def baseline(work: Work) -> Section:
     section.artefacts["dense"] = DENSE
 
     metrics = _accuracies(work, model)
+    count = sum(parameter.numel() for parameter in model.parameters())
     section.values.update(
         origin="trained" if work.recipe.train is not None else "loaded",
         metrics={split: {"accuracy": measured(value)} for split, value in metrics.items()},
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=count,
         bytes=(work.directory / DENSE).stat().st_size,
         macs=size_of(work.graph).macs,
         latency=measured(dense_latency(work, model)),
         majority_class=_majority(work),
+        over_parameterisation=f"{count} parameters, accuracy {metrics['train'].value:.4f} on training samples",
         data={"hashes": dict(work.data.hashes), "seed": work.recipe.seed},
     )
     section.top.update(model=_model(work), data=_data(work))
@@ -106,10 +108,6 @@ def _musts(section: Section, work: Work, metrics: dict[str, Measurement]) -> Non
     )
     if floor is not None:
         section.must("validation accuracy reaches the floor", reached >= floor, f"{reached:.4f}, floor {floor:.4f}")
-    section.note(
-        "over-parameterisation",
-        f"{section.values['params']} parameters, training accuracy {metrics['train'].value:.4f}",
-    )
 
 
 def _model(work: Work) -> dict[str, Any]:

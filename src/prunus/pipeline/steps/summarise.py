@@ -140,9 +140,9 @@ def _count(name: str, value: int, unit: str) -> dict[str, Any]:
 
 
 def _timed_pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Dense rows beside those of the smaller models in the same setting."""
+    """Dense rows beside those of the smaller models in the same setting; what ran under a memory limit is left out."""
     pairs = []
-    for row in rows:
+    for row in (row for row in rows if not row["mem_limit"]):
         for twin in rows:
             same = all(row[key] == twin[key] for key in ("runtime", "threads", "batch", "mem_limit"))
             if row["variant"] == "dense" != twin["variant"] and same and row.get("latency") and twin.get("latency"):
