@@ -12,7 +12,6 @@ import torch
 import prunus
 from prunus.pipeline.checks import cross_checks
 
-
 OPTIONS = {"vpm": {"samples": 4, "repeats": 1}, "mc_dropout": {"passes": 5}, "fgsm": {"samples": 100}}
 
 
