@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunus.report.formats import duration, number, quantity, significant
@@ -34,6 +34,7 @@ def test_quantities_read_as_people_write_them(value, unit, written):
     assert quantity(value, unit) == written
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 1e8))
 def test_three_significant_digits_are_within_half_a_unit_of_the_third(value):
     shown = float(significant(value).replace(",", ""))

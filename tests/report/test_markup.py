@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunus.report.markup import Html, join, table, tag
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_text_comes_back_as_it_went_in(page, content, attribute):
     clean = "".join(c for c in content if c not in "\r\x00")

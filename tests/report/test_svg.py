@@ -3,12 +3,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunus.report.svg import Box, Label, Scale, labels, place, ticks
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 9))
 def test_ticks_are_round_inside_and_about_as_many_as_asked(low, span, about):
     found = ticks(low, low + span, about)

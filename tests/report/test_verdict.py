@@ -86,6 +86,12 @@ def test_races_pair_only_like_with_like():
     assert races(report) == []
 
 
+def test_other_settings_and_int8_are_told(report):
+    said = diagnosis(report)
+    assert "Elsewhere: 1.41× faster (torch, 4 threads, batch 1), 2.05× faster (onnxruntime, 1 thread, batch 1)." in said
+    assert "As int8: 2.57× faster (onnxruntime, 1 thread, batch 1)." in said
+
+
 def test_headline_of_the_example(report):
     assert headline(report) == (
         "Budget kept: 59.96\u00a0M MACs, 47.8% of dense (at most 48.0% asked); test accuracy 93.19% against 93.37% "

@@ -123,19 +123,16 @@ def configuration(device: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def races(report: Report) -> list[Race]:
-    """Every configuration in which the dense and the pruned model were both timed, in the order of the report."""
+def races(report: Report, variant: str = "pruned") -> list[Race]:
+    """Every configuration in which the dense model and this variant were both timed, in the order of the report."""
     timed: dict[str, dict[str, Mapping[str, Any]]] = {}
     for device in rows(report, "device"):
         latency = mapping(device, "latency")
         value = number(latency.get("value"))
         if value is not None and value > 0:
             timed.setdefault(configuration(device), {}).setdefault(str(device.get("variant")), latency)
-    return [
-        Race(where, both["dense"], both["pruned"])
-        for where, both in timed.items()
-        if {"dense", "pruned"} <= both.keys()
-    ]
+    both = [(where, found) for where, found in timed.items() if {"dense", variant} <= found.keys()]
+    return [Race(where, found["dense"], found[variant]) for where, found in both]
 
 
 def diagnosis(report: Report) -> str:
@@ -155,7 +152,19 @@ def diagnosis(report: Report) -> str:
         opening = f"Slower: {times(1 / race.gain)} the time, {timing}."
     if macs:
         opening = f"{opening[:-1]}; MACs fell {times(macs)}."
-    return " ".join([opening, *_reasons(report, race, macs)])
+    others = [("Elsewhere", found[1:]), ("As int8", races(report, "pruned int8"))]
+    listed = [f"{name}: {', '.join(_outcome(one) for one in some)}." for name, some in others if some]
+    return " ".join([opening, *listed, *_reasons(report, race, macs)])
+
+
+def _outcome(race: Race) -> str:
+    if not race.apart:
+        return f"no measurable difference ({race.where})"
+    return (
+        f"{times(race.gain)} faster ({race.where})"
+        if race.gain > 1
+        else f"{times(1 / race.gain)} slower ({race.where})"
+    )
 
 
 def _macs_gain(report: Report) -> float | None:
