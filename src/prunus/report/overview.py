@@ -195,8 +195,7 @@ def tradeoff(report: Report) -> Html:
     if sum(p.pareto for p in drawn) > 1:
         shown.append(("line", "front", "Pareto front: nothing is both cheaper and better"))
     lowest = max(p.accuracy for p in drawn) - DEPTH
-    notes = {str(row["note"]) for row in known if row.get("note")}
-    said = [f"All on {notes.pop()}." if len(notes) == 1 else ""]
+    said = _notes(known)
     said.append(
         "Arrows: models below the axis, with their accuracy." if any(p.accuracy < lowest for p in drawn) else ""
     )
@@ -207,6 +206,16 @@ def tradeoff(report: Report) -> Html:
             details("The points as a table", _points_table(known, drawn)),
         )
     )
+
+
+def _notes(known: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the report notes of its points, once per note: on which data, after how much training."""
+    noted: dict[str, list[str]] = {}
+    for row in known:
+        words = KINDS.get(str(row.get("kind")), KINDS["curve"])[2]
+        if row.get("note") and words not in noted.setdefault(str(row["note"]), []):
+            noted[str(row["note"])].append(words)
+    return [f"{', '.join(kinds).capitalize()}: {words}." for words, kinds in noted.items()]
 
 
 def _points_table(known: Sequence[Mapping[str, Any]], drawn: Sequence[Point]) -> Html:
@@ -241,7 +250,7 @@ def _point(row: Mapping[str, Any], flag: bool) -> Point:
     label, accuracy, macs = str(row.get("label") or kind), float(row["accuracy"]), float(row["macs"])
     low, high = number(at(row, "spread", "low")), number(at(row, "spread", "high"))
     tip = f"{label}: {percent(accuracy)} at {count(macs)} MACs"
-    series = str(row.get("criterion") or "") if kind in ("curve", "baseline", "pruned") else ""
+    series = str(row.get("criterion") or "") if kind in ("curve", "baseline") else ""
     return Point(label, macs, accuracy, style, shape, low, high, flag, kind in NAMED, tip, series)
 
 

@@ -153,18 +153,23 @@ def diagnosis(report: Report) -> str:
     if macs:
         opening = f"{opening[:-1]}; MACs fell {times(macs)}."
     others = [("Elsewhere", found[1:]), ("As int8", races(report, "pruned int8"))]
-    listed = [f"{name}: {', '.join(_outcome(one) for one in some)}." for name, some in others if some]
+    listed = [f"{name}: {_outcomes(some)}." for name, some in others if some]
     return " ".join([opening, *listed, *_reasons(report, race, macs)])
 
 
-def _outcome(race: Race) -> str:
-    if not race.apart:
-        return f"no measurable difference ({race.where})"
-    return (
+def _outcomes(found: Sequence[Race]) -> str:
+    """What came out in several settings, the same outcomes together."""
+    said = [
         f"{times(race.gain)} faster ({race.where})"
         if race.gain > 1
         else f"{times(1 / race.gain)} slower ({race.where})"
-    )
+        for race in found
+        if race.apart
+    ]
+    same = [race.where for race in found if not race.apart]
+    if same:
+        said.append(f"no measurable difference ({same[0] if len(same) == 1 else f'{len(same)} settings'})")
+    return ", ".join(said)
 
 
 def _macs_gain(report: Report) -> float | None:
