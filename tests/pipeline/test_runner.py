@@ -186,11 +186,12 @@ def test_a_run_that_failed_goes_on_once_the_recipe_is_mended(recipe, tmp_path, c
     assert result.report["error"] is None
 
 
-def test_an_impossible_budget_is_reported_with_the_step(recipe, tmp_path):
-    with pytest.raises(prunus.errors.BudgetError, match="least reachable"):
-        prunus.run(with_(recipe, objective={"target": {"macs": 0.0001}}), run_dir=tmp_path, progress=False)
+def test_a_step_that_raises_is_reported_too(recipe, tmp_path):
+    with pytest.raises(prunus.errors.BudgetError, match="latency"):
+        prunus.run(with_(recipe, objective={"target": {"latency": "1us"}}), run_dir=tmp_path, progress=False)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["status"], report["failed_step"]) == ("failed", "execution")
+    assert "latency" in report["error"]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,15 @@ def test_an_impossible_budget_is_reported_with_the_step(recipe, tmp_path):
         ({"model": "zoo:lenet5", "train": None}, ["'model'", "random weights"]),
         ({"prune": {"criterion": "tiny_network:nothing"}}, ["'prune.criterion'", "cannot be imported"]),
         ({"device": {"memory_limit": "much"}}, ["'device.memory_limit'", "512MB"]),
+        ({"prune": {"keep": ["conv7"]}}, ["'prune.keep'", "conv1"]),
+        ({"objective": {"target": {"latency": "quick"}}}, ["'objective.target'", "8ms"]),
+        ({"objective": {"target": {"max_drop": "2%"}}}, ["'objective.target'", "max_drop"]),
+        ({"objective": {"target": {"macs": "many"}}}, ["'objective.target'", "40M"]),
+        ({"data": "digit"}, ["'data'", "did you mean 'digits'"]),
+        ({"model": "zoo:resnet20"}, ["'model'", "does not run on samples of shape (1, 8, 8)", "in_channels"]),
+        ({"model": {"name": "zoo:resnet20", "kwargs": {"in_channels": 1, "classes": 9}}}, ["'model'", "9 outputs"]),
+        ({"evaluate": {"measures": ["ece"], "options": {"ece": {"bin": 3}}}}, ["'evaluate.options'", "bins"]),
+        ({"evaluate": {"measures": ["ece"], "options": {"nll": {}}}}, ["'evaluate.options'", "nll"]),
     ],
 )
 def test_names_are_checked_before_any_work(recipe, tmp_path, parts, says):
@@ -211,6 +221,35 @@ def test_names_are_checked_before_any_work(recipe, tmp_path, parts, says):
         prunus.run(with_(recipe, **parts), run_dir=tmp_path / "run", progress=False)
     assert all(part in str(caught.value) for part in says)
     assert not (tmp_path / "run" / "dense").exists()
+
+
+def test_an_impossible_budget_is_found_before_training(recipe, tmp_path):
+    with pytest.raises(prunus.errors.BudgetError, match="least reachable"):
+        prunus.run(with_(recipe, objective={"target": {"macs": 0.0001}}), run_dir=tmp_path, progress=False)
+    assert not (tmp_path / "dense").exists()
+
+
+def test_weights_with_a_nan_and_pickles_are_refused_before_any_work(recipe, tmp_path, tiny_module):
+    import tiny_network  # pyright: ignore[reportMissingImports]
+    import torch
+    from safetensors.torch import save_file
+
+    state = tiny_network.make().state_dict()
+    state["conv2.weight"][0, 0, 0, 0] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    torch.save(state, tmp_path / "state.pth")
+    for file, says in (("nan.safetensors", r"NaN.*conv2\.weight"), ("state.pth", "only .safetensors")):
+        loaded = with_(recipe, model={"name": "tiny_network:make", "weights": str(tmp_path / file)}, train=None)
+        with pytest.raises(prunus.errors.PrunusError, match=says):
+            prunus.run(loaded, run_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "dense").exists()
+
+
+def test_a_folder_with_the_report_of_another_program_is_left_alone(recipe, tmp_path):
+    (tmp_path / "report.json").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="another directory"):
+        prunus.run(recipe, run_dir=tmp_path, progress=False)
+    assert json.loads((tmp_path / "report.json").read_text()) == {"mine": 1}
 
 
 # ----------------------------------------------------------------------------------------------- killed and continued

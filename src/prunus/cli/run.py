@@ -79,7 +79,8 @@ def _go(recipe: Path, out: Path | None, overrides: Sequence[str], from_step: int
             command=["prunus", *sys.argv[1:]],
         )
     speak.result(_brief(done.directory, done.report), *_tables(done.report))
-    speak.say(f"report: {done.directory / 'report.html'}")
+    page = done.directory / "report.html"
+    speak.say(f"report: {page if page.exists() else done.directory / 'report.md'}")
 
 
 def _brief(directory: Path, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..evaluation.state import seeded
 from .directory import RunDirectory, digest, file_digest, plain
 from .environment import environment, versions
 from .loading import load_recipe
+from .preflight import preflight
 from .recipe import Recipe
 from .section import Section, Step
 from .steps import STEPS
@@ -124,8 +125,10 @@ class _Going:
         self.work = Work(recipe, directory, self.report, progress)
 
     def prepare(self, threads: int, command: list[str]) -> None:
-        """Check names before any work, and write down recipe and environment."""
-        self.work.check_names()
+        """Check everything before any work, and write down recipe and environment."""
+        if self.report and self.report.get("schema") != SCHEMA:
+            raise InputError(f"{self.directory / 'report.json'} is no report of this program: choose another directory")
+        preflight(self.work)
         import yaml
 
         surroundings = {"versions": versions(), "environment": environment(threads), "command_line": command}

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..allocation import NORMALISERS
 from ..criteria import CRITERIA, Criterion, criterion_of
 from ..data import DataSource
 from ..data import load as load_data
-from ..errors import InputError, MissingExtraError, RecipeError, UnknownNameError
-from ..evaluation.evaluate import resolve
 from ..graph import trace
 from ..surgery import load as load_saved
 from ..surgery import read_plans
 from ..training import TrainingConfig
 from ..types import Graph, Plan
 from . import names
-from .device_runs import amount_of_memory
 from .directory import RunDirectory, digest, file_digest
 from .recipe import Recipe, TrainPart
 
@@ -47,57 +43,6 @@ class Work:
         self.progress = progress
         self.inputs_hash = ""
         self.surroundings: dict[str, Any] = {}
-
-    # --------------------------------------------------------------------------------------------------- checks first
-
-    def check_names(self) -> None:
-        """Everything in the recipe that can be wrong without running anything.
-
-        Raises:
-            RecipeError: names the field.
-            MissingExtraError: an optional package that the recipe needs is not installed.
-        """
-        recipe = self.recipe
-        checks: dict[str, Callable[[], object]] = {
-            "prune.criterion": lambda: self.criterion,
-            "objective.baselines": lambda: [criterion_of(name) for name in recipe.objective.baselines],
-            "prune.normalise": self._check_normalise,
-            "evaluate.measures": lambda: resolve(recipe.evaluate.measures),
-            "train": lambda: recipe.train and self.training(recipe.train),
-            "recover": lambda: recipe.recover and self.training(recipe.recover),
-            "device.memory_limit": lambda: amount_of_memory(recipe.device.memory_limit or "0"),
-            "model": self._check_model,
-            "export": self._check_export,
-        }
-        for path, check in checks.items():
-            try:
-                check()
-            except MissingExtraError:
-                raise
-            except InputError as error:
-                raise RecipeError(f"recipe field {path!r}: {error}") from error
-
-    def _check_normalise(self) -> None:
-        if self.recipe.prune.normalise not in NORMALISERS:
-            raise UnknownNameError.of("normalisation", self.recipe.prune.normalise, NORMALISERS)
-
-    def _check_model(self) -> None:
-        model = self.recipe.model
-        if model.weights is not None:
-            names.weights_file(model.weights, self.recipe.data.root)
-        elif model.name.startswith("zoo:") and self.recipe.train is None:
-            raise InputError(f"{model.name} has random weights: give model.weights, or a train part")
-
-    def _check_export(self) -> None:
-        import importlib.util
-
-        if self.recipe.export.onnx:
-            for package in ("onnx", "onnxscript", "onnxruntime"):
-                if importlib.util.find_spec(package) is None:
-                    raise MissingExtraError(
-                        f"the recipe's export needs {package}, which is not installed: pip install 'prunus[onnx]', "
-                        "or set export.onnx and export.int8 to false"
-                    )
 
     def sources(self) -> dict[str, Any]:
         """Hashes of what the run starts from: the data, and the files of the model."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ...report import diagnosis, headline, pareto
 from ..checks import cross_checks
 from ..curve import curve_points
 from ..directory import file_digest
@@ -55,6 +56,7 @@ def summarise(work: Work) -> Section:
     )
     section.top["repro"] = _repro(work)
     so_far = {**report, "summary": values}
+    values.update(headline=headline(so_far), diagnosis=diagnosis(so_far))
     section.checks += cross_checks(so_far, work.directory.path)
     return section
 
@@ -178,8 +180,6 @@ def _points(work: Work, section: Section) -> list[dict[str, Any]]:
         for label, kind, (macs, params), metric in named
     ]
     points += curve_points(work)
-    from ...report import pareto
-
     for point, best in zip(points, pareto([(point["macs"], point["accuracy"]) for point in points])):
         point["pareto"] = best
     return points
