@@ -104,8 +104,34 @@ def test_a_changed_file_redoes_its_step(copied, recipe, caplog):
     scores.write_bytes(scores.read_bytes()[:-1] + b"\x01")
     with caplog.at_level("INFO", "prunus.run"):
         prunus.run(recipe, run_dir=copied, progress=False)
-    assert started(caplog)[:2] == [3, 5]
+    assert started(caplog) == [3, 9]  # the scores come out as they were, so nothing that was made from them changes
     assert "scores.safetensors was changed" in caplog.text
+
+
+def test_what_took_long_is_kept_when_only_a_condition_changes(copied, recipe, caplog):
+    """A floor is checked again, and no training with it: the files of steps 1 and 6 stay bit for bit."""
+    trained = [copied / "made" / name for name in ("baseline-dense.json", "finetune-model.json")]
+    before = [path.stat().st_mtime_ns for path in trained]
+    objective = {**recipe["objective"], "floors": {"validation_accuracy": 0.2}}
+    with caplog.at_level("INFO", "prunus.run"):
+        prunus.run(with_(recipe, objective=objective), run_dir=copied, progress=False)
+    assert started(caplog) == [1, 9]
+    assert [path.stat().st_mtime_ns for path in trained] == before
+
+
+def test_adding_the_control_leaves_the_fine_tuned_model_alone(copied, recipe, caplog):
+    before = (copied / "made/finetune-model.json").stat().st_mtime_ns
+    with caplog.at_level("INFO", "prunus.run"):
+        result = prunus.run(with_(recipe, control=True), run_dir=copied, progress=False)
+    assert started(caplog) == [6, 7, 8, 9]
+    assert "control" in result.report["validation"]["metrics"]
+    assert (copied / "made/finetune-model.json").stat().st_mtime_ns == before
+
+
+def test_from_step_trains_again(copied, recipe):
+    before = (copied / "made/finetune-model.json").stat().st_mtime_ns
+    prunus.run(recipe, run_dir=copied, from_step=6, progress=False)
+    assert (copied / "made/finetune-model.json").stat().st_mtime_ns != before
 
 
 def test_from_step_redoes_that_step_and_all_later_ones(copied, recipe, caplog):

@@ -22,6 +22,7 @@ from ..evaluation.state import seeded
 from .directory import RunDirectory, digest, file_digest, plain
 from .environment import environment, versions
 from .loading import load_recipe
+from .once import forget
 from .preflight import preflight
 from .recipe import Recipe
 from .section import Section, Step
@@ -31,7 +32,8 @@ from .work import Work
 logger = logging.getLogger("prunus.run")
 
 SCHEMA = "prunus-report/1"
-STATE = "state.json"
+STATE, STATE_SCHEMA = "state.json", "prunus-state/1"
+"""What a later call needs to know of finished steps: what decided them, their files' digests, their sections."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class _Going:
         self.recipe = recipe
         self.directory = directory
         self.report: dict[str, Any] = directory.read_json("report.json") or {}
-        self.known: dict[str, dict[str, Any]] = (directory.read_json(STATE) or {}).get("steps", {})
+        state = directory.read_json(STATE) or {}
+        self.known: dict[str, dict[str, Any]] = state.get("steps", {}) if state.get("schema") == STATE_SCHEMA else {}
         self.work = Work(recipe, directory, self.report, progress)
 
     def prepare(self, threads: int, command: list[str]) -> None:
@@ -137,10 +140,12 @@ class _Going:
         )
         self.directory.write_json("environment.json", surroundings)
         self.work.surroundings = surroundings
+        created = self.report.get("created") or datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.report.clear()  # sections come back one by one, as their steps are found to stand
         self.report.update(
             schema=SCHEMA,
             title=self.recipe.title or f"{self.recipe.model.name} on {self.recipe.data.spec}",
-            created=self.report.get("created") or datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=created,
             status="running",
             failed_step=None,
             error=None,
@@ -162,12 +167,16 @@ class _Going:
         """Do what is not done yet."""
         for step in STEPS:
             why = self._why_again(step)
-            if not why and from_step is not None and step.number >= from_step:
-                why = f"--from-step {from_step} asks for it"
+            if from_step is not None and step.number >= from_step:
+                why = why or f"--from-step {from_step} asks for it"
+                forget(self.work, step.key)
             if not why:
                 logger.info("step %d %s: done before", step.number, step.title)
+                self.report.update(self.known[step.key]["top"])
+                self.report[step.key] = self.known[step.key]["section"]
                 continue
-            self._forget(step)
+            self.known.pop(step.key, None)
+            self._save()
             logger.info("step %d %s: starts (%s)", step.number, step.title, why)
             self._do(step)
         self._finish("passed")
@@ -217,25 +226,16 @@ class _Going:
     def _remember(self, step: Step, section: Section) -> None:
         digests = {path: file_digest(self.directory / path) for path in section.artefacts.values()}
         inputs = self._inputs(step)
-        self.known[step.key] = {"inputs": inputs, "inputs_hash": digest(inputs), "digests": digests}
-        self.directory.write_json(STATE, {"steps": self.known})
+        self.known[step.key] = {
+            "inputs": inputs,
+            "inputs_hash": digest(inputs),
+            "digests": digests,
+            "stamp": time.time_ns(),
+            "section": self.report[step.key],
+            "top": plain(section.top),
+        }
+        self.directory.write_json(STATE, {"schema": STATE_SCHEMA, "steps": self.known})
         shutil.rmtree(self.work.checkpoints(step.key), ignore_errors=True)
-
-    def _forget(self, step: Step) -> None:
-        """Take a step that is done again, and everything that was made from it, out of the report."""
-        stale = {step.key}
-        for later in STEPS:
-            if stale & set(later.needs):
-                stale.add(later.key)
-        finished = [f"{s.number} ({s.title})" for s in STEPS if s.key in stale - {step.key} and s.key in self.known]
-        if finished:
-            logger.info("this also undoes step %s", ", ".join(finished))
-        for other in STEPS:
-            if other.key in stale:
-                self.known.pop(other.key, None)
-                self.report.pop(other.key, None)
-        self.directory.write_json(STATE, {"steps": self.known})
-        self._save()
 
     def _stop(self, step: Step, section: Section, reason: str, seconds: float) -> None:
         self._write(step, section, "failed", reason, seconds)
@@ -256,20 +256,28 @@ class _Going:
 
     def _inputs(self, step: Step) -> dict[str, Any]:
         inputs: dict[str, Any] = {path: _field(self.recipe, path) for path in step.recipe}
-        inputs.update({f"step {key}": self.known.get(key, {}).get("inputs_hash") for key in step.needs})
+        inputs.update({f"step {key}": self._token(key, step.reads_numbers) for key in step.needs})
         if step.number == 1:
             inputs.update(self.work.sources())
         return plain(inputs)
 
+    def _token(self, key: str, numbers: bool) -> Any:
+        """What a later step takes from a step: its files where it has any, else what decided it; or all it reported."""
+        known = self.known.get(key)
+        if not known:
+            return None
+        if numbers:
+            return known["stamp"]
+        return digest(known["digests"]) if known["digests"] else known["inputs_hash"]
+
     def _why_again(self, step: Step) -> str:
         """Why the step has to be done; empty when its results stand."""
         known = self.known.get(step.key)
-        section = self.report.get(step.key)
-        if not known or not isinstance(section, dict) or section.get("status") not in ("passed", "skipped"):
+        if not known:
             return "not done yet"
         inputs = self._inputs(step)
         changed = [
-            f"{name} was {known['inputs'].get(name)!r} and is {value!r}"
+            _said(name, known["inputs"].get(name), value)
             for name, value in inputs.items()
             if known["inputs"].get(name) != value
         ]
@@ -312,6 +320,10 @@ class _Going:
             if status == "passed":
                 raise
             logger.exception("the HTML report could not be made")
+
+
+def _said(name: str, was: Any, now: Any) -> str:
+    return f"{name} gave something else" if name.startswith("step ") else f"{name} was {was!r} and is {now!r}"
 
 
 def _field(recipe: Recipe, path: str) -> Any:

@@ -65,6 +65,7 @@ class Step:
         function: does the work.
         recipe: the fields of the recipe that decide its result, as dotted paths.
         needs: keys of the earlier steps whose results it reads.
+        reads_numbers: it reads what those steps reported, and not only the files that they wrote.
     """
 
     number: int
@@ -73,3 +74,4 @@ class Step:
     function: Callable[[Work], Section]
     recipe: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    reads_numbers: bool = False

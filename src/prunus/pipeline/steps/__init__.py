@@ -17,7 +17,6 @@ __all__ = ["STEPS"]
 _CHOICE = tuple(f"prune.{name}" for name in ("criterion", "parameters", "calibration_batches"))
 _AMOUNT = tuple(f"prune.{name}" for name in ("scope", "normalise", "ratio", "round_to", "min_keep", "max_ratio"))
 _ROUNDS = ("prune.rounds", "prune.round_epochs", "objective.target")
-_DEVICE = tuple(f"device.{name}" for name in ("threads", "batch", "warmup", "repeats"))
 
 STEPS: tuple[Step, ...] = (
     Step(
@@ -33,7 +32,6 @@ STEPS: tuple[Step, ...] = (
             "objective.floors.validation_accuracy",
             "evaluate.train_samples",
             "threads",
-            *_DEVICE,
         ),
     ),
     Step(2, "init", "pruning initialisation", initialise, ("prune.keep",), ("baseline",)),
@@ -77,5 +75,6 @@ STEPS: tuple[Step, ...] = (
         summarise,
         ("title", "objective.curve", "objective.curve_epochs", "objective.baselines"),
         ("baseline", "init", "criterion", "structure", "execution", "finetune", "validation", "device_step"),
+        reads_numbers=True,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,30 +14,18 @@ from ...types import Measurement
 from ..files import save_dense
 from ..measuring import accuracy, dense_latency, measured
 from ..names import check_finite
+from ..once import once
 from ..section import Section
 from ..work import DENSE, Work
 
 
 def baseline(work: Work) -> Section:
     """Train or load the dense model, store it, and measure it on all three splits."""
-    section = Section()
-    model = work.build()
-    if work.recipe.train is not None:
-        config = work.training(work.recipe.train)
-        result = fit(
-            model,
-            work.data.train,
-            config,
-            validation=work.data.validation,
-            checkpoint=work.checkpoints("baseline"),
-            progress=work.progress,
-        )
-        section.values.update(training=config.to_dict(), **learning(result))
-    model = model.cpu().eval()
-    check_finite(model.state_dict(), "the dense model")
-    save_dense(model, work.directory / DENSE)
-    section.artefacts["dense"] = DENSE
-
+    section = Section(artefacts={"dense": DENSE})
+    recipe = work.recipe.plain()
+    decided_by = {**{name: recipe[name] for name in ("model", "train")}, **work.sources()}
+    section.values.update(once(work, "baseline-dense", decided_by, (DENSE,), lambda folder: _make(work, folder)))
+    model = work.dense()
     metrics = _accuracies(work, model)
     count = sum(parameter.numel() for parameter in model.parameters())
     section.values.update(
@@ -53,6 +42,28 @@ def baseline(work: Work) -> Section:
     section.top.update(model=_model(work), data=_data(work))
     _musts(section, work, metrics)
     return section
+
+
+def _make(work: Work, checkpoints: Path) -> dict[str, Any]:
+    """Write the dense model; returns what the report says of its training."""
+    model = work.build()
+    record: dict[str, Any] = {}
+    if work.recipe.train is not None:
+        config = work.training(work.recipe.train)
+        data = work.data
+        result = fit(
+            model,
+            data.train,
+            config,
+            validation=data.validation,
+            checkpoint=checkpoints,
+            progress=work.progress,
+        )
+        record = {"training": config.to_dict(), **learning(result)}
+    model = model.cpu().eval()
+    check_finite(model.state_dict(), "the dense model")
+    save_dense(model, work.directory / DENSE)
+    return record
 
 
 def learning(result: TrainingResult) -> dict[str, Any]:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ...surgery import save
-from ...training import fit, recalibrate_batchnorm
+from ...training import TrainingConfig, TrainingResult, fit, recalibrate_batchnorm
+from ..directory import file_digest
 from ..files import count_zeros, save_dense
 from ..measuring import accuracy, measured
+from ..once import once
+from ..recipe import RecoverPart
 from ..section import Section
-from ..work import CONTROL, CUT, FINAL, Work, mask_hash
+from ..work import CONTROL, CUT, DENSE, FINAL, Work, mask_hash
 from .baseline import learning
 
 
 def finetune(work: Work) -> Section:
     """Recalibrate and fine-tune the cut model; selection is by validation data alone."""
     part = work.recipe.recover
-    before = mask_hash(work.plans(CUT))
-    model = work.cut()
     section = Section(artefacts={"model": FINAL})
+    decided_by = {name: file_digest(work.directory / name) for name in (CUT, DENSE)} | {"recover": _plain(part)}
+    section.values.update(once(work, "finetune-model", decided_by, (FINAL,), lambda folder: _make(work, folder)))
     if part is None:
         section.skipped = "the recipe has no recover part"
-        section.values["metric"] = measured(accuracy(work, model, work.data.validation))
-    else:
-        batches = recalibrate_batchnorm(model, work.calibration(part.recalibrate)) if part.recalibrate else 0
-        section.values["recalibrated_batches"] = batches
-        section.values.update(_tuned(work, model))
-    save(model, work.directory / FINAL, plans=work.plans(CUT), **work.factory())
+    before = mask_hash(work.plans(CUT))
     after, shapes = mask_hash(work.plans(FINAL)), shape_hash(work.final())
     section.values.update(mask_hash_before=before, mask_hash_after=after)
     section.values["zeros_before"], _ = count_zeros(work.weights_of(CUT))
@@ -37,25 +36,33 @@ def finetune(work: Work) -> Section:
     section.must("the mask is the same before and after", before == after, f"{before[:12]} and {after[:12]}")
     section.must("no removed unit came back", shapes == shape_hash(work.cut()), "shapes of all tensors")
     if work.recipe.control and part is not None:
-        section.values["control"] = _control(work, section)
+        decided_by = {DENSE: file_digest(work.directory / DENSE), "recover": _plain(part)}
+        made = once(work, "finetune-control", decided_by, (CONTROL,), lambda folder: _control(work, part, folder))
+        section.values["control"] = made
+        section.artefacts["control"] = CONTROL
     return section
 
 
-def _tuned(work: Work, model: nn.Module) -> dict[str, Any]:
-    part = work.recipe.recover
-    assert part is not None
-    config = work.training(part)
-    teacher = work.dense() if config.distillation else None
-    result = fit(
-        model,
-        work.data.train,
-        config,
-        teacher=teacher,
-        validation=work.data.validation,
-        checkpoint=work.checkpoints("finetune"),
-        progress=work.progress,
-    )
-    model.cpu().eval()
+def _plain(part: RecoverPart | None) -> Any:
+    return part.model_dump(mode="json") if part is not None else None
+
+
+def _make(work: Work, checkpoints: Path) -> dict[str, Any]:
+    """Recover the cut model and write it; returns what the report says of it."""
+    part, model = work.recipe.recover, work.cut()
+    record: dict[str, Any] = {}
+    if part is not None:
+        record["recalibrated_batches"] = (
+            recalibrate_batchnorm(model, work.calibration(part.recalibrate)) if part.recalibrate else 0
+        )
+        record.update(_tuned(work, part, model, checkpoints))
+    record["metric"] = measured(accuracy(work, model, work.data.validation))
+    save(model, work.directory / FINAL, plans=work.plans(CUT), **work.factory())
+    return record
+
+
+def _tuned(work: Work, part: RecoverPart, model: nn.Module, checkpoints: Path) -> dict[str, Any]:
+    config, result = _fitted(work, part, model, checkpoints)
     settings = config.to_dict()
     return {
         "optimiser": settings["optimizer"],
@@ -69,28 +76,32 @@ def _tuned(work: Work, model: nn.Module) -> dict[str, Any]:
         "distillation": settings["distillation"],
         "training": settings,
         **learning(result),
-        "metric": measured(accuracy(work, model, work.data.validation)),
     }
 
 
-def _control(work: Work, section: Section) -> dict[str, Any]:
-    """The dense model trained as the cut one, so that training longer is not taken for pruning well."""
-    part = work.recipe.recover
-    assert part is not None
+def _fitted(
+    work: Work, part: RecoverPart, model: nn.Module, checkpoints: Path
+) -> tuple[TrainingConfig, TrainingResult]:
     config = work.training(part)
-    model = work.dense()
+    data = work.data
     result = fit(
         model,
-        work.data.train,
+        data.train,
         config,
         teacher=work.dense() if config.distillation else None,
-        validation=work.data.validation,
-        checkpoint=work.checkpoints("finetune") / "control",
+        validation=data.validation,
+        checkpoint=checkpoints,
         progress=work.progress,
     )
     model.cpu().eval()
+    return config, result
+
+
+def _control(work: Work, part: RecoverPart, checkpoints: Path) -> dict[str, Any]:
+    """The dense model trained as the cut one, so that training longer is not taken for pruning well."""
+    model = work.dense()
+    _, result = _fitted(work, part, model, checkpoints)
     save_dense(model, work.directory / CONTROL)
-    section.artefacts["control"] = CONTROL
     return {"metric": measured(accuracy(work, model, work.data.validation)), **learning(result)}
 
 
