@@ -84,6 +84,7 @@ class _Solver:
 
     def count(self, node: int) -> Polynomial:
         """How many positions an axis has, as a polynomial in the numbers of steps of the classes."""
+
         def atom(a: int) -> Polynomial:
             if self.algebra.atom_frozen(a) is not None:
                 return {(): self.algebra.size(a)} if self.algebra.size(a) else {}
