@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import analyze, evaluate, export, prune, report, run
+from . import analyze, evaluate, export, methods, prune, report, run
 
 app = typer.Typer(
     name="prunus",
@@ -42,4 +42,5 @@ app.command()(prune.prune)
 app.command()(analyze.analyze)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
+app.command()(methods.methods)
 app.command()(report.report)

@@ -103,6 +103,17 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     }
 )
 
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "l1_filter": "l1_norm",
+        "l2_filter": "l2_norm",
+        "lp_filter": "lp_norm",
+        "fpgm": "geometric_median",
+        "taylor": "taylor_activation",
+    }
+)
+"""Other names that the literature has for a criterion."""
+
 
 def criterion_of(given: str | Criterion | Callable[..., Tensor], **options: Any) -> Criterion:
     """The criterion that a name, a Criterion or a user's callable stands for, with its options set.
@@ -120,9 +131,10 @@ def criterion_of(given: str | Criterion | Callable[..., Tensor], **options: Any)
         InputError: not a criterion, or an option that it does not have.
     """
     if isinstance(given, str):
-        if given not in CRITERIA:
+        name = ALIASES.get(given, given)
+        if name not in CRITERIA:
             raise UnknownNameError.of("criterion", given, CRITERIA)
-        criterion = CRITERIA[given]
+        criterion = CRITERIA[name]
     elif isinstance(given, Criterion):
         criterion = given
     elif callable(given):

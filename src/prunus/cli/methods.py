@@ -1,0 +1,56 @@
+"""`prunus methods`: the methods of the literature that work here, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated
+
+import typer
+
+from .options import Json
+from .output import Output, table
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to see all that is said of it.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="A filter such as level=filter or needs=labels; repeat it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods: what they remove, when, how they choose, what they need, how sure their definition is.
+
+    Example: prunus methods --where level=filter --where "when=after training"
+    """
+    from ..errors import InputError
+    from ..methods import Card, card_of, select
+
+    if name is not None:
+        cards = [card_of(name)]
+    else:
+        pairs = [item.partition("=") for item in where or ()]
+        wrong = [key for key, equals, value in pairs if not equals or not value]
+        if wrong:
+            raise InputError(f"--where {wrong[0]!r} must be FACET=VALUE, such as level=filter")
+        cards = select(**{key: value for key, _, value in pairs})
+    plain = [
+        {f.name: getattr(card, f.name) for f in fields(Card) if f.name != "run"} | {"status": card.status}
+        for card in cards
+    ]
+    shown = (
+        table(name, ("", ""), [(key, _text(value)) for key, value in plain[0].items() if value])
+        if name is not None
+        else table(
+            f"{len(cards)} methods",
+            ("method", "level", "when", "rate", "selection", "needs", "specification"),
+            [
+                (c.id, c.level, c.when, c.rate, c.selection, ", ".join(c.needs) or "weights", c.specification)
+                for c in cards
+            ],
+        )
+    )
+    Output(json).result({"methods": plain}, shown)
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
