@@ -1,0 +1,206 @@
+"""Prune one case with prunus or with torch-pruning, and check what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from case import Case, disturb, other_inputs
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+import prunus
+from prunus.errors import PrunusError
+
+Row = dict[str, Any]
+
+RATIO = 0.5
+ENOUGH = 0.35
+"""Share of the parameters that must be gone for a network to count as pruned."""
+
+TOLERANCE = 1e-6
+"""Largest difference in float64 between cut and masked network, relative to the largest output."""
+
+
+def with_prunus(case: Case) -> Row:
+    """Verdict, sizes, seconds and error of prunus on one case."""
+    model, inputs = _built(case)
+    expected = outputs(model, inputs)
+    dense = _macs(model, inputs)
+    start = time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = prunus.prune(model, inputs, ratio=RATIO, scope="group")
+    except PrunusError as error:
+        return {"verdict": "refused", "reason": f"{type(error).__name__}: {error}"[:400]}
+    except Exception as error:
+        return {"verdict": "broken", "reason": f"crash: {type(error).__name__}: {error}"[:400]}
+    row: Row = {"seconds": round(time.process_time() - start, 2), "neutral": result.plan.neutral}
+    problem = _unlike(expected, result.model, inputs)
+    if not problem and result.plan.neutral:
+        row["error"], problem = _masked_error(model, result, other_inputs(inputs))
+    row |= _sizes(model, result.model)
+    if not problem:
+        row["macs_left"] = _share(_macs(result.model, inputs), dense)
+    left_out = [f"{r.what}: {r.reason}" for r in result.refused if r.reason]
+    return {**row, **_verdict(problem, row, left_out)}
+
+
+def with_torch_pruning(case: Case) -> Row:
+    """Verdict, sizes and seconds of torch-pruning on one case: output layers are kept, attention heads are named."""
+    import torch_pruning  # type: ignore[import-not-found]
+
+    model, inputs = _built(case)
+    expected = outputs(model, inputs)
+    dense = _macs(model, inputs)
+    smaller = copy.deepcopy(model)
+    heads: dict[Any, Any] = {
+        m.qkv: m.num_heads
+        for m in smaller.modules()
+        if isinstance(getattr(m, "qkv", None), nn.Module) and isinstance(getattr(m, "num_heads", None), int)
+    }
+    start = time.process_time()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch_pruning.pruner.BasePruner(
+                smaller,
+                inputs,
+                importance=torch_pruning.importance.MagnitudeImportance(p=2),
+                pruning_ratio=RATIO,
+                ignored_layers=_output_layers(smaller, inputs),
+                num_heads=heads,
+            ).step()
+    except Exception as error:
+        return {"verdict": "broken", "reason": f"crash: {type(error).__name__}: {error}"[:400]}
+    row: Row = {"seconds": round(time.process_time() - start, 2)}
+    problem = _unlike(expected, smaller, inputs)
+    row |= _sizes(model, smaller)
+    if not problem:
+        row["macs_left"] = _share(_macs(smaller, inputs), dense)
+    return {**row, **_verdict(problem, row, [])}
+
+
+TOOLS: dict[str, Callable[[Case], Row]] = {"prunus": with_prunus, "torch-pruning": with_torch_pruning}
+
+
+def _built(case: Case) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model, inputs = case.build()
+    return disturb(model), inputs
+
+
+def _verdict(problem: str, row: Row, left_out: list[str]) -> Row:
+    if problem:
+        return {"verdict": "broken", "reason": problem}
+    if row["parameters_left"] <= 1 - ENOUGH:
+        return {"verdict": "pruned"}
+    return {"verdict": "barely", "reason": "; ".join(left_out[:4])[:600]}
+
+
+def _sizes(dense: nn.Module, smaller: nn.Module) -> Row:
+    before, after = (sum(p.numel() for p in model.parameters()) for model in (dense, smaller))
+    return {"parameters": before, "parameters_left": _share(after, before)}
+
+
+def _share(after: int, before: int) -> float | None:
+    return round(after / before, 4) if before else None
+
+
+def _macs(model: nn.Module, inputs: Any) -> int:
+    """Multiply-accumulates of matrix products and convolutions, as torch counts them, of all inputs together."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _call(model, inputs)
+    return counter.get_total_flops() // 2
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The output tensors in the order in which they are nested."""
+    with torch.no_grad():
+        torch.manual_seed(0)
+        return [leaf for leaf in tree_leaves(_call(model, inputs)) if isinstance(leaf, Tensor)]
+
+
+def _unlike(expected: list[Tensor], smaller: nn.Module, inputs: Any) -> str:
+    """What is wrong with the outputs of a cut model, as far as their form goes; "" when nothing is."""
+    try:
+        got = outputs(smaller, inputs)
+    except Exception as error:
+        return f"does not run: {type(error).__name__}: {error}"[:400]
+    shapes, wanted = ([tuple(t.shape[1:]) for t in tensors] for tensors in (got, expected))
+    if shapes != wanted:
+        return f"outputs have shapes {shapes}, not {wanted}"[:400]
+    finite = all(bool(t.isfinite().all()) for t in expected if t.is_floating_point())
+    if finite and not all(bool(t.isfinite().all()) for t in got if t.is_floating_point()):
+        return "outputs are not finite"
+    return ""
+
+
+def _masked_error(model: nn.Module, result: prunus.Pruned[nn.Module], inputs: Any) -> tuple[float | None, str]:
+    """Largest relative difference between the cut and the masked dense model, and what is wrong with it."""
+    masked, cut = copy.deepcopy(model).double(), copy.deepcopy(result.model).double()
+    tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(masked.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for removed in result.plan.tensors:
+            gone = sorted(set(range(removed.size)) - set(removed.keep))
+            tensors[removed.tensor].index_fill_(removed.dim, torch.tensor(gone, dtype=torch.long), 0)
+    double = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+    with _float64():
+        try:
+            expected = outputs(masked, double)
+        except Exception:  # a constant that stays float32: nothing to compare with
+            return None, ""
+        got = outputs(cut, double)
+    worst = 0.0
+    for want, have in zip(expected, got):
+        if not want.is_floating_point() or not want.numel():
+            continue
+        if want.shape != have.shape:
+            return None, f"outputs have shape {tuple(have.shape)}, the masked model's {tuple(want.shape)}"
+        largest = want.abs().max().item() or 1.0
+        worst = max(worst, (want - have).abs().max().item() / largest)
+    return worst, "" if worst <= TOLERANCE else f"differs from the masked model by {worst:.2g} of the largest output"
+
+
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """Layers with weights whose own output is an output of the model; where there is none, the last one that ran."""
+    ran: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            ran.append((module, output))
+
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
+    try:
+        final = outputs(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stored = {t.untyped_storage().data_ptr() for t in final}
+    layers = [m for m, output in ran if output.untyped_storage().data_ptr() in stored]
+    return layers or [m for m, _ in ran[-1:]]
