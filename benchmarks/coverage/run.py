@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from case import Case
-from tools import TOOLS
+from contenders import TOOLS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "coverage.jsonl"
 
