@@ -74,10 +74,16 @@ def _arguments(criterion: Criterion, fill: Callable[[tuple[int, ...]], Tensor], 
         if need == "generator":
             arguments[need] = torch.Generator().manual_seed(_SEED)
         else:
-            arguments[need] = fill((units,) if NEEDS[need].per_unit else (units, _ELEMENTS))
-            if need not in ("weight", "weight_gradient"):
-                arguments[need] = arguments[need].abs()  # every other statistic is a mean of squares or of absolutes
+            arguments[need] = fill(_shape_of(need, units))
+            if need not in ("weight", "kernels", "weight_gradient", "norm_shift"):
+                arguments[need] = arguments[need].abs()  # everything else is an absolute value or a mean of squares
     return arguments
+
+
+def _shape_of(need: str, units: int) -> tuple[int, ...]:
+    if NEEDS[need].kernels:
+        return units, 3, _ELEMENTS // 3
+    return (units,) if NEEDS[need].per_unit else (units, _ELEMENTS)
 
 
 def _ordinary(shape: tuple[int, ...]) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
 from ..graph.counting import unit_positions
-from ..types import Graph, Place, Statistics, unit_key
+from ..types import Graph, Group, Place, Role, Statistics, unit_key
 
 
 def unit_matrix(tensor: Tensor, place: Place, group: str) -> Tensor:
@@ -36,6 +37,25 @@ def unit_matrix(tensor: Tensor, place: Place, group: str) -> Tensor:
     return rows[index.reshape(-1)].reshape(len(positions), -1)
 
 
+def unit_kernels(tensor: Tensor, place: Place, group: str) -> Tensor | None:
+    """What belongs to each unit, by input channel: (units, channels, positions); None for a tensor of one dimension.
+
+    A unit that has several positions in the tensor has the channels of all of them.
+    """
+    if tensor.dim() < 2:
+        return None
+    rows = unit_matrix(tensor, place, group)
+    others = [size for dim, size in enumerate(tensor.shape) if dim != place.dim]
+    return rows.reshape(len(rows), -1, math.prod(others[1:]))
+
+
+_NORM_ROLES: Mapping[str, Role] = {"norm_scale": "scale", "norm_shift": "shift"}
+
+
+def _module(place: Place) -> str:
+    return place.tensor.rpartition(".")[0]
+
+
 class Source:
     """Where the arguments of a criterion's function come from: the model's tensors, statistics, a seed."""
 
@@ -47,6 +67,7 @@ class Source:
         self._statistics = statistics
         self._seed = seed
         self._checked: set[str] = set()
+        self._groups: dict[str, Group] = {}
 
     def read(self, need: str, group: str, place: Place) -> Tensor | torch.Generator | None:
         """The argument `need` for one place of a group; None where the statistics have nothing for this place.
@@ -58,11 +79,37 @@ class Source:
             return self._generator(group)
         if need == "weight":
             return unit_matrix(self._tensor(place.tensor), place, group)
+        if need == "kernels":
+            return unit_kernels(self._tensor(place.tensor), place, group)
+        if need in _NORM_ROLES:
+            return self._of_norm(_NORM_ROLES[need], group, place)
         collected = self._collected(need)
         name = self._name_in(collected, place.tensor)
         if name is not None:
             return unit_matrix(collected[name], place, group)
         return collected.get(unit_key(group, place))
+
+    def _of_norm(self, role: Role, group: str, place: Place) -> Tensor | None:
+        """(units,) scales or shifts of the normalisation after a place; the mean over all norms of the group where it
+        is not clear which one that is."""
+        if not self._groups:
+            self._groups = {found.name: found for found in self._graph.groups}
+        places = self._groups[group].places
+        wanted = [p for p in places if p.role == role and p.tensor in self._norms(places)]
+        makers = [p for p in places if p.role == "out"]
+        if place.role == "scale":
+            wanted = [p for p in wanted if _module(p) == _module(place)]
+        elif place in makers and len(makers) == len(wanted):
+            wanted = [wanted[makers.index(place)]]
+        if not wanted:
+            return None
+        found = torch.stack([unit_matrix(self._tensor(p.tensor), p, group).mean(1) for p in wanted])
+        return (found.abs() if role == "scale" else found).mean(0)
+
+    def _norms(self, places: Sequence[Place]) -> set[str]:
+        """Tensors that belong to a module with a scale: a bias of a convolution is no norm's shift."""
+        modules = {_module(p) for p in places if p.role == "scale"}
+        return {p.tensor for p in places if _module(p) in modules}
 
     def _name_in(self, mapping: Mapping[str, Tensor], name: str) -> str | None:
         """Which of a tensor's names (tied weights have several) the mapping knows it by."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..types import Role
-from . import gradients, weights
+from . import gradients, similarity, weights
 
 Reduction = Literal["mean", "sum", "max", "first"]
 
@@ -22,17 +22,22 @@ Reduction = Literal["mean", "sum", "max", "first"]
 class Need:
     """Something that a criterion's function takes as the argument of that name.
 
-    `per_unit`: the argument is (units,), else (units, elements). `data`: it has to be collected from data.
+    `per_unit`: the argument is (units,), else (units, elements), or (units, channels, positions) if it is made of
+    `kernels`. `data`: it has to be collected from data.
     """
 
     per_unit: bool
     data: bool
     what: str
+    kernels: bool = False
 
 
 NEEDS: Mapping[str, Need] = MappingProxyType(
     {
         "weight": Need(False, False, "the weights"),
+        "kernels": Need(False, False, "the weights by input channel", kernels=True),
+        "norm_scale": Need(True, False, "absolute scale of the normalisation after the unit"),
+        "norm_shift": Need(True, False, "shift of the normalisation after the unit"),
         "generator": Need(True, False, "a seeded torch.Generator"),
         "weight_gradient": Need(False, True, "mean gradient of the loss over all examples"),
         "weight_gradient_square": Need(False, True, "mean over mini-batches of the squared gradient"),
@@ -94,6 +99,17 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             _criterion(weights.lp_norm, "weight", paper=_SFP),
             _criterion(weights.geometric_median, "weight", paper=_FPGM),
             _criterion(weights.batchnorm_scale, "weight", places=("scale",), paper=_SLIMMING),
+            _criterion(similarity.cosine_cluster, "weight", paper="Ayinde et al., 2019, arXiv:1802.07653"),
+            _criterion(similarity.icp_clustering, "weight", paper="Chang et al., KBS 2023 (reconstructed)"),
+            _criterion(similarity.fpfs, "weight", paper="Zhang, Wang, Neurocomputing 2022 (reconstructed)"),
+            _criterion(similarity.pearson_pairs, "weight", paper="Singh et al., WACV 2020, arXiv:1811.10559"),
+            _criterion(similarity.sfi, "weight", paper="Yang et al., Pattern Recognition 2024 (reconstructed)"),
+            _criterion(similarity.clr_rnf, "weight", paper="Lin et al., TNNLS 2022, arXiv:2202.07190"),
+            _criterion(similarity.vngep, "weight", paper="Shi et al., Neurocomputing 2023 (reconstructed)"),
+            _criterion(similarity.cshe, "weight", "kernels", paper="Shao et al., IJMLC 2022 (reconstructed)"),
+            _criterion(
+                similarity.ccprune, "weight", "norm_scale", paper="Chen et al., Neurocomputing 2021 (reconstructed)"
+            ),
             _criterion(gradients.taylor_weight, "weight", "weight_gradient_square", paper=_TAYLOR_WEIGHT),
             _criterion(gradients.taylor_joint, "unit_taylor", paper=_TAYLOR_WEIGHT),
             _criterion(gradients.taylor_gate, "gate_taylor", places=("scale",), paper=_TAYLOR_WEIGHT),
