@@ -80,7 +80,8 @@ class Group:
     """Units (channels, heads, neurons ...) that live or die together in all `places` at once.
 
     `neutral` is False when some operator normalises or averages over the units (softmax, layer norm, mean), so that
-    removing a unit is not the same as zeroing it; `why_not_neutral` names that operator.
+    removing a unit is not the same as zeroing it; `why_not_neutral` names that operator. `kind` says what a unit is: a
+    name in `prunus.graph.KINDS`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Group:
     places: tuple[Place, ...]
     neutral: bool = True
     why_not_neutral: str = ""
+    kind: str = "channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ class Operator:
 
     `multiply_adds` are (coefficient, axes) terms: the operator's multiply-accumulates for the traced example inputs
     are the sum of coefficient times the product of the sizes of the axes.
-    `weight` is the name of the parameter that it multiplies with, if any.
+    `weight` is the name of the parameter that it multiplies with, if any. `reduces` are the dimensions of the first
+    argument over which it computes a statistic (mean, softmax, norm) and whose size can change, each with its axis.
     """
 
     name: str
@@ -138,6 +141,7 @@ class Operator:
     outputs: tuple[tuple[Axis, ...], ...]
     multiply_adds: tuple[tuple[int, tuple[Axis, ...]], ...] = ()
     weight: str = ""
+    reduces: tuple[tuple[int, Axis], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +273,19 @@ class OperatorShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction:
+    """An operator that computes a statistic over units that the plan removes: its first argument has `size` positions
+    in dimension `dim`, of which `keep` stay. `call` counts that module's calls of that operator from 0."""
+
+    name: str
+    module: str
+    call: int
+    dim: int
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """What a model costs. `macs` are multiply-accumulates of one sample, `parameters` unique entries, `bytes` those of
     parameters and buffers in memory."""
@@ -282,8 +299,9 @@ class Size:
 class Plan:
     """Everything that a cut does, as data: `cuts` say which units of which group stay, the rest follows from them.
 
-    `neutral` is False when some cut group is not neutral (see `Group`): then shapes are verified, equality with the
-    masked model is not claimed. `example` is not stored: the real example inputs, for the numerical check.
+    `neutral` is False when some cut group is not neutral (see `Group`): then zeroing units differs from removing them,
+    and the model that the cut one must equal also leaves them out of the statistics in `reductions`. `example` is not
+    stored: the real example inputs, for the numerical check.
     """
 
     cuts: tuple[Cut, ...]
@@ -295,6 +313,7 @@ class Plan:
     after: Size
     neutral: bool = True
     criterion: str = ""
+    reductions: tuple[Reduction, ...] = ()
     example: Any = field(default=None, compare=False, repr=False)
 
 

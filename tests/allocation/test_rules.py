@@ -38,3 +38,11 @@ def test_a_percentage_is_recognised():
 def test_counts_are_whole_numbers_above_0(value):
     with pytest.raises(InputError, match=r"round_to=.*1 or more"):
         check_count("round_to", value)
+
+
+def test_a_kind_of_unit_counts_after_names_and_patterns():
+    kinds = {"a.query": "head", "a.up": "neuron", "b.query": "head", "b.up": "neuron"}
+    given = {"head": 0.1, "a.*": 0.2, "b.up": 0.3}
+    assert list(per_group("ratio", given, kinds, 0.0, check_ratio).values()) == [0.2, 0.2, 0.1, 0.3]
+    with pytest.raises(InputError, match="'expert' fits no group; .* or by kind: head, neuron"):
+        per_group("ratio", {"expert": 0.5}, kinds, 0.0, check_ratio)

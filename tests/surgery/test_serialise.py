@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prunus.errors import StoredFileError
 from prunus.surgery.serialise import from_json, positions, ranges, to_json
-from prunus.types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Size, TensorCut
+from prunus.types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Reduction, Size, TensorCut
 
 from .helpers import small_net_plan
 
@@ -36,6 +36,9 @@ PLANS = st.builds(
     after=st.builds(Size, SIZES, SIZES, SIZES),
     neutral=st.booleans(),
     criterion=NAMES,
+    reductions=st.lists(
+        st.builds(Reduction, NAMES, NAMES, st.integers(0, 9), st.integers(0, 5), st.just(41), KEEPS), max_size=2
+    ).map(tuple),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,11 +146,14 @@ class Normalised(nn.Module):
         return self.second(self.norm(self.first(x)))
 
 
-def test_a_plan_that_is_not_neutral_claims_only_finite_outputs():
+def test_without_a_reference_only_finite_outputs_are_claimed():
     model, x = Normalised(), torch.randn(2, 4)
-    plan = planned(model, x)
+    plan = replace(planned(model, x), reductions=())
     assert not plan.neutral
     cut = apply(model, plan)
+    found = check_values(model, cut, plan)
+    assert not found.equal
+    assert "over which units statistics are computed" in found.how
     assert cut.norm.normalized_shape == (3,)
     with torch.no_grad():
         cut.second.bias[0] = torch.inf

@@ -65,10 +65,11 @@ def lanes_of(graph: Graph, scores: Scores, rules: Rules) -> tuple[Lane, ...]:
     if rules.normalise not in NORMALISERS:
         raise UnknownNameError.of("normalise", rules.normalise, NORMALISERS)
     normalise = NORMALISERS[rules.normalise]
+    kinds = {group.name: group.kind for group in graph.groups}
     limits = _Limits(
-        per_group("round_to", rules.round_to, sizes, 1, check_count),
-        per_group("min_keep", rules.min_keep, sizes, 1, check_count),
-        per_group("max_ratio", rules.max_ratio, sizes, 1.0, check_ratio),
+        per_group("round_to", rules.round_to, kinds, 1, check_count),
+        per_group("min_keep", rules.min_keep, kinds, 1, check_count),
+        per_group("max_ratio", rules.max_ratio, kinds, 1.0, check_ratio),
     )
     lanes = []
     for steps in _movements(graph, sizes):

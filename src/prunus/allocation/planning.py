@@ -35,8 +35,8 @@ def plan(
         graph: of the model.
         scores: one per unit of each group, higher means keep. Groups without scores stay whole.
         ratio: fraction of units to remove: of each group, rounded down (scope "group"), or of all units together
-            (scope "global"). A mapping from group name or glob pattern to ratio sets each group's own; groups that
-            nothing fits stay whole. Or
+            (scope "global"). A mapping from group name, glob pattern or kind ({"head": 0.25, "neuron": 0.5}) to ratio
+            sets each group's own; groups that nothing fits stay whole. Or
         target: budgets, all of which must hold: "macs", "params", "bytes", each a fraction of the dense model (0.5,
             "50%"), an absolute number, or text ("10M", "1.2G", "20MB"). They are met exactly: no unit that was removed
             would fit back in. "latency" ("8ms" or a fraction) goes by the predictions of `latency_table`.
@@ -47,7 +47,7 @@ def plan(
         max_ratio: largest fraction of its units that a group may lose.
         latency_table: from `measure_latency_table`.
 
-    The last arguments but one may each be a mapping from group name or glob pattern to value.
+    The last arguments but one may each be a mapping from group name, glob pattern or kind to value.
 
     Returns:
         The plan, with the sizes before and after.
@@ -75,7 +75,7 @@ def plan_at(graph: Graph, scores: Scores, ratio: float | Mapping[str, float], ru
     """The plan for a ratio; see `plan`."""
     if rules.scope not in ALLOCATIONS:
         raise UnknownNameError.of("scope", rules.scope, ALLOCATIONS)
-    ratios = per_group("ratio", ratio, [group.name for group in graph.groups], 0.0, check_ratio)
+    ratios = per_group("ratio", ratio, {group.name: group.kind for group in graph.groups}, 0.0, check_ratio)
     lanes = lanes_of(graph, scores, rules)
     route = Route(lanes, rules)
     if rules.scope == "group":

@@ -13,7 +13,7 @@ from ..errors import InputError
 
 Value = TypeVar("Value", int, float)
 PerGroup = Value | Mapping[str, Value]
-"""One value for all groups, or a mapping from group name or glob pattern to value."""
+"""One value for all groups, or a mapping from group name, glob pattern or kind of unit to value."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Rules:
     groups with fewer units than that stay whole.
     `min_keep`: units that every group keeps at least.
     `max_ratio`: largest fraction of its units that a group may lose.
-    The last three may be mappings from group name or glob pattern to value; of several patterns the first that fits
-    counts, an exact name before all.
+    The last three may be mappings from group name, glob pattern or kind ("head") to value. An exact name counts before
+    all; of several patterns the first that fits, then the kind.
     """
 
     scope: str = "group"
@@ -38,14 +38,18 @@ class Rules:
 
 
 def per_group(
-    argument: str, given: PerGroup[Value], groups: Iterable[str], default: Value, check: Callable[[str, Value], None]
+    argument: str,
+    given: PerGroup[Value],
+    groups: Iterable[str] | Mapping[str, str],
+    default: Value,
+    check: Callable[[str, Value], None],
 ) -> dict[str, Value]:
     """The value of an argument for each group.
 
     Args:
         argument: its name, for messages.
-        given: one value or a mapping from name or pattern.
-        groups: names of all groups.
+        given: one value or a mapping from name, pattern or kind.
+        groups: names of all groups, or a mapping from them to their kinds.
         default: for groups that no pattern fits.
         check: raises InputError if a value is out of range.
 
@@ -53,15 +57,17 @@ def per_group(
         InputError: a value is out of range, or a pattern fits no group.
     """
     names = list(groups)
+    kind_of = dict(groups) if isinstance(groups, Mapping) else {}
     if not isinstance(given, Mapping):
         check(argument, given)
         return dict.fromkeys(names, given)
     for pattern, value in given.items():
         check(f"{argument}[{pattern!r}]", value)
-        if names and not fnmatch.filter(names, pattern) and pattern not in names:
+        if names and not fnmatch.filter(names, pattern) and pattern not in (*names, *kind_of.values()):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
-            raise InputError(f"{argument}: {pattern!r} fits no group; groups are named like {', '.join(near)}")
-    return {name: _first_fit(given, name, default) for name in names}
+            kinds = f", or by kind: {', '.join(sorted(set(kind_of.values())))}" if kind_of else ""
+            raise InputError(f"{argument}: {pattern!r} fits no group; groups are named like {', '.join(near)}{kinds}")
+    return {name: _first_fit(given, name, given.get(kind_of.get(name, ""), default)) for name in names}
 
 
 def _first_fit(given: Mapping[str, Value], name: str, default: Value) -> Value:

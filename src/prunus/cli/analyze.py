@@ -40,14 +40,15 @@ def analyze(
         less = size_of(graph, {group.name: group.size - 1}) if group.size > 1 else whole
         coupled = sum(group.name in item.steps for item in graph.coupled)
         saves = 100 * (whole.macs - less.macs) / max(whole.macs, 1)
-        rows.append((group.name, group.size, len(group.places), "yes" if coupled else "", f"{saves:.3f}%"))
+        rows.append((group.name, group.kind, group.size, len(group.places), "yes" if coupled else "", f"{saves:.3f}%"))
     refused = [(r.what, r.reason, r.remedy) for r in graph.unprunable]
     speak.result(
         {
             "model": model,
             "size": asdict(whole),
             "groups": [
-                {"name": g.name, "size": g.size, "places": len(g.places), "neutral": g.neutral} for g in graph.groups
+                {"name": g.name, "kind": g.kind, "size": g.size, "places": len(g.places), "neutral": g.neutral}
+                for g in graph.groups
             ],
             "coupled": [asdict(item) for item in graph.coupled],
             "unprunable": [asdict(item) for item in graph.unprunable],
@@ -55,9 +56,13 @@ def analyze(
         },
         table(
             f"{model}: {whole.parameters:,} parameters, {whole.macs:,} MACs; {len(graph.groups)} groups can be pruned",
-            ("group", "units", "places", "coupled", "MACs per unit"),
+            ("group", "kind", "units", "places", "coupled", "MACs per unit"),
             rows[:SHOWN]
-            + ([(f"... and {len(rows) - SHOWN} more (--json lists all)", "", "", "", "")] if len(rows) > SHOWN else []),
+            + (
+                [(f"... and {len(rows) - SHOWN} more (--json lists all)", "", "", "", "", "")]
+                if len(rows) > SHOWN
+                else []
+            ),
         ),
         table("left alone, and why", ("what", "reason", "what to do"), refused[:SHOWN]),
     )

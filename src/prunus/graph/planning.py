@@ -3,11 +3,11 @@ output will look like."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import InputError, UnknownNameError
-from ..types import Attribute, AttributeChange, Cut, Graph, OperatorShape, Plan, TensorCut
-from .counting import positions, size, size_of
+from ..types import Attribute, AttributeChange, Axis, Cut, Graph, OperatorShape, Plan, Reduction, TensorCut
+from .counting import groups_of, positions, size, size_of
 
 
 def plan_from(graph: Graph, keep: Mapping[str, Sequence[int]], criterion: str = "") -> Plan:
@@ -47,6 +47,7 @@ def plan_from(graph: Graph, keep: Mapping[str, Sequence[int]], criterion: str = 
         after=size_of(graph, counts),
         neutral=all(groups[cut.group].neutral for cut in cuts),
         criterion=criterion,
+        reductions=tuple(_reductions(graph, kept_units)),
         example=graph.example,
     )
 
@@ -70,6 +71,20 @@ def _tensor_cuts(graph: Graph, cuts: tuple[Cut, ...], kept: Mapping[str, Sequenc
         TensorCut(tensor, dim, axis.size, tuple(positions(axis, kept).tolist()))
         for (tensor, dim), axis in sorted(touched.items(), key=lambda item: item[0])
     )
+
+
+def _reductions(graph: Graph, kept: Mapping[str, Sequence[int]]) -> Iterator[Reduction]:
+    """The statistics that are computed over fewer units than before."""
+    calls: dict[tuple[str, str], int] = {}
+    stays: dict[Axis, tuple[int, ...]] = {}
+    for operator in graph.operators:
+        key = operator.module, operator.name
+        call = calls[key] = calls.get(key, -1) + 1
+        for dim, axis in operator.reduces:
+            if axis not in stays:
+                stays[axis] = tuple(positions(axis, kept).tolist()) if groups_of(axis) & kept.keys() else ()
+            if stays[axis]:
+                yield Reduction(operator.name, operator.module, call, dim, axis.size, stays[axis])
 
 
 def _attribute_changes(attributes: Sequence[Attribute], counts: Mapping[str, int]) -> tuple[AttributeChange, ...]:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..types import Role
 from .algebra import AxisAlgebra, Reason
+from .kinds import Watcher
 
 SKIPPED = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh", "aten::lift", "aten::_local_scalar_dense"})
 """Calls that make no new values; they are followed but not recorded, since autograd modes add and drop them."""
@@ -79,7 +80,8 @@ class ModuleStack:
 
 @dataclass(slots=True)
 class Call:
-    """One recorded ATen call. `outputs` holds axis nodes; `multiply_adds` are (coefficient, nodes) terms."""
+    """One recorded ATen call. `outputs` holds axis nodes; `multiply_adds` are (coefficient, nodes) terms,
+    `reduces` (dimension of the first argument, node) pairs."""
 
     name: str
     module: str
@@ -88,6 +90,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     multiply_adds: tuple[tuple[int, tuple[int, ...]], ...] = ()
     weight: str = ""
+    reduces: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -123,7 +126,9 @@ class Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._by_id: dict[int, str] = {}
+        self.watcher = Watcher()
         self._pending: list[tuple[int, tuple[int, ...]]] = []
+        self._reduces: list[tuple[int, int]] = []
         self._weight = ""
         self._register(model)
 
@@ -202,6 +207,16 @@ class Recorder(TorchDispatchMode):
             if self.algebra.atom_frozen(atom) is None:
                 self.not_neutral.setdefault(atom, f"{self._operator} in {self.stack.name or 'the model'}")
 
+    def reduces(self, axes: tuple[int, ...], dims: Iterable[int]) -> None:
+        """The present call computes a statistic over these dimensions of its first argument, which has these axes."""
+        for dim in dims:
+            self.tag_not_neutral(axes[dim])
+            self.computes_over(axes, dim)
+
+    def computes_over(self, axes: tuple[int, ...], dim: int) -> None:
+        """As `reduces`, for a dimension whose units need not all be in one statistic."""
+        self._reduces.append((dim, axes[dim]))
+
     def multiply_add(self, coefficient: int, nodes: Iterable[int]) -> None:
         """Count coefficient * product of sizes multiply-accumulates for the present call."""
         self._pending.append((coefficient, tuple(nodes)))
@@ -216,12 +231,13 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._schema.name
-        self._operator, self._pending, self._weight = name, [], ""
+        self._operator, self._pending, self._weight, self._reduces = name, [], "", []
         rule = self._rules(func)
         if rule is None:
             self._freeze_all(name, args, kwargs, out)
         else:
             rule(self, func, args, kwargs, out)
+            self.watcher.see(self, name, args, out)
         if name not in SKIPPED:
             self._note(name, out)
         return out
@@ -237,6 +253,7 @@ class Recorder(TorchDispatchMode):
                 tuple(tuple(t.shape) for t in tensors),
                 tuple(self._pending),
                 self._weight,
+                tuple(self._reduces),
             )
         )
 

@@ -30,6 +30,7 @@ from ..types import (
 from . import inputs as example
 from .algebra import SIZE_ONE, Reason
 from .equations import Solution, proportional, solve
+from .kinds import kinds
 from .provenance import Equation, FromAttribute, Literal, SizeReader, Tree, arm, functional_bodies_visible
 from .recorder import ModuleStack, Recorder
 from .rules import rule_for
@@ -271,9 +272,11 @@ def _groups(recorder: Recorder, names: dict[int, str], axis: Callable[[int], Axi
     order = {name: i for i, name in enumerate(recorder.named)}
     tags = {algebra.find(a): why for node, why in recorder.not_neutral.items() for a in algebra.atoms(node)}
 
+    kind = kinds(recorder, names)
+
     def group(atom: int) -> Group:
         why = tags.get(atom, "")
-        return Group(names[atom], algebra.size(atom), tuple(places[atom]), not why, why)
+        return Group(names[atom], algebra.size(atom), tuple(places[atom]), not why, why, kind[atom])
 
     made = [group(atom) for atom in names]
     return tuple(sorted(made, key=lambda g: min(order[p.tensor] for p in g.places)))
@@ -309,6 +312,7 @@ def _operators(recorder: Recorder, axis: Callable[[int], Axis]) -> Iterator[Oper
             tuple(tuple(map(axis, axes)) for axes in call.outputs),
             tuple((coefficient, tuple(map(axis, nodes))) for coefficient, nodes in call.multiply_adds),
             call.weight,
+            tuple((dim, axis(node)) for dim, node in call.reduces if recorder.algebra.frozen(node) is None),
         )
 
 

@@ -9,6 +9,7 @@ from .prune import Pruned, PruneOptions, prune
 from .report import Report, Width, report_of
 from .serialise import from_json, to_json
 from .store import Manifest, load, read_manifest, read_plans, save
+from .verify import Verified
 
 __all__ = [
     "apply",
@@ -16,6 +17,7 @@ __all__ = [
     "Pruned",
     "PruneOptions",
     "Report",
+    "Verified",
     "Width",
     "report_of",
     "leave_out_failing",

@@ -18,6 +18,7 @@ from ..errors import InputError, SurgeryError
 from ..types import AttributeChange, Plan
 from . import attributes, tensors
 from .layers import Resized, is_known, mended, refresh, shapes_of
+from .verify import Verified
 from .verify import verify as verify_cut
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -61,8 +62,8 @@ def apply(model: ModuleT, plan: Plan, inplace: bool = False, *, verify: bool = T
         plan: from `prunus.plan`, or read with `prunus.from_json`.
         inplace: change `model` itself. All or nothing: on any error it is exactly as before. Parameters that are cut
             become new objects without gradients, so build the optimiser afterwards.
-        verify: trace the result and compare every operator's shape with the plan; when the plan is neutral also compare
-            its outputs with those of the model with zeros in the place of what was removed.
+        verify: trace the result and compare every operator's shape with the plan, and its outputs with those of the
+            dense model in which what was removed is zero and has no part in any mean, norm or softmax.
 
     Returns:
         An ordinary module of the same class, in the same mode and on the same device. Unless `inplace` it shares no
@@ -72,16 +73,20 @@ def apply(model: ModuleT, plan: Plan, inplace: bool = False, *, verify: bool = T
         SurgeryError: the plan does not fit this model, or a tensor is of a kind that cannot be cut.
         VerificationError: the result differs from what the plan predicts.
     """
+    return applied(model, plan, inplace, verify=verify)[0]
+
+
+def applied(model: ModuleT, plan: Plan, inplace: bool, *, verify: bool) -> tuple[ModuleT, Verified | None]:
+    """`apply`, and what was proven of the result; None without `verify`."""
     staged = stage(model, plan)
     result = _build(model, staged, share_rest=inplace)
-    if verify:
-        verify_cut(model, result, plan)
+    verified = verify_cut(model, result, plan) if verify else None
     history = _Plans((*plans_of(model), replace(plan, example=None)))
     if inplace:
         _commit(model, staged, history)
-        return model
+        return model, verified
     setattr(result, PLANS, history)
-    return result
+    return result, verified
 
 
 # ------------------------------------------------------------------------------------------------------------- stage

@@ -68,6 +68,13 @@ def _norm_features(resized: Resized) -> int | None:
     return resized.output[0 if len(resized.output) == unbatched else 1]
 
 
+def _normalized_shape(resized: Resized) -> Shape | None:
+    """A norm without scale normalises the last dimensions of its output."""
+    if "weight" in resized.shapes or resized.output is None:
+        return resized.shapes.get("weight")
+    return tuple(resized.output[-len(resized.layer.normalized_shape) :])
+
+
 def _padding_index(resized: Resized) -> int | None:
     """The padding row's new position; None when it is gone or there was none."""
     old, kept = resized.layer.padding_idx, resized.kept.get("weight")
@@ -108,8 +115,8 @@ FOLLOWS: Mapping[type[nn.Module] | str, Mapping[str, Rule]] = {
         "in2_features": _dim("weight", 2),
     },
     _NormBase: {"num_features": _norm_features},
-    nn.LayerNorm: {"normalized_shape": lambda resized: resized.shapes.get("weight")},
-    nn.RMSNorm: {"normalized_shape": lambda resized: resized.shapes.get("weight")},
+    nn.LayerNorm: {"normalized_shape": _normalized_shape},
+    nn.RMSNorm: {"normalized_shape": _normalized_shape},
     nn.GroupNorm: {"num_channels": _dim("weight", 0)},
     nn.Embedding: {
         "num_embeddings": _dim("weight", 0),

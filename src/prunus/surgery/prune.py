@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from ..allocation import Rules
 from ..criteria import Criterion, criterion_of, score
-from ..errors import BudgetError, InputError, SurgeryError
-from ..graph import trace
+from ..errors import BudgetError, InputError, SurgeryError, UnknownNameError
+from ..graph import KINDS, trace
 from ..statistics import collect
 from ..types import Graph, Plan, Refusal, Scores
 from .choose import Aim, Chosen, choose
-from .cut import apply, plans_of
+from .cut import applied, plans_of
 from .leave_out import leave_out_failing
 from .report import Report, report_of
+from .verify import Verified
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -40,6 +41,8 @@ class Pruned(Generic[ModuleT]):
             prune.
         graph: of the dense model.
         scores: that the plan was made from.
+        verified: what was proven of the model: outputs equal to those of the dense model without the removed units, or
+            shapes only and why; None with verify=False.
     """
 
     model: ModuleT
@@ -48,6 +51,7 @@ class Pruned(Generic[ModuleT]):
     refused: tuple[Refusal, ...]
     graph: Graph = field(repr=False)
     scores: Scores = field(repr=False)
+    verified: Verified | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -63,6 +67,8 @@ class PruneOptions:
         round_to, min_keep, max_ratio, normalise: as in `prunus.plan`.
         places, reduction, fallback: as in `prunus.score`; `fallback` scores groups in which the criterion has nothing
             to read, None makes such a group an error.
+        only: kinds of units to cut, such as ("head", "neuron") (`prunus.graph.KINDS`); None is all. All others stay
+            whole, and with them what is coupled to them.
         outputs: as in `prunus.trace`.
         max_batches: of `data` that are read to collect statistics; None is all.
         quality: model -> number, higher is better, for a "max_drop" target. Default: top-1 accuracy on `data`. It is
@@ -80,6 +86,7 @@ class PruneOptions:
     places: Any = None
     reduction: str | None = None
     fallback: str | Criterion | None = "l2_norm"
+    only: str | Collection[str] | None = None
     outputs: str = "keep"
     max_batches: int | None = None
     quality: Callable[[nn.Module], float] | None = None
@@ -108,7 +115,7 @@ def prune(
         model: any module that runs on the inputs, or an earlier result, which is pruned further.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; a batch of two or more.
         ratio: fraction of units to remove, in [0, 1): of every group (scope "group"), of all together ("global"), or a
-            mapping from group name or pattern to ratio. Or
+            mapping from group name, pattern or kind ({"head": 0.25, "neuron": 0.5}) to ratio. Or
         target: budgets, all of which must hold: "macs", "params", "bytes", "latency" as a fraction of the dense model
             (0.5) or absolute ("10M", "20MB", "8ms"); "max_drop" of accuracy (0.01).
         criterion: a name in `prunus.criteria.CRITERIA`, a `Criterion`, or a callable of the weights (units, elements).
@@ -117,7 +124,8 @@ def prune(
         data: batches of (inputs, target), for criteria that need gradients or activations and for "max_drop".
         loss: (output, target) -> scalar; default cross-entropy.
         inplace: change `model` itself; all or nothing.
-        options: round_to, min_keep, max_ratio, normalise, fallback, quality, seconds, verify, seed; see `PruneOptions`.
+        options: only (kinds of units), round_to, min_keep, max_ratio, normalise, fallback, quality, seconds, verify,
+            seed and more; see `PruneOptions`.
 
     Returns:
         The smaller model with plan, report and refusals. Groups whose cut does not verify are left whole and listed in
@@ -146,11 +154,21 @@ def prune(
     data = list(data) if isinstance(data, Iterator) else data
     _check(model, measure, data, aim)
     graph = trace(model, example_inputs, keep, chosen_options.outputs)
-    scores = _scores(model, graph, measure, data, loss, chosen_options)
+    scores = _only(_scores(model, graph, measure, data, loss, chosen_options), graph, chosen_options.only)
     cut = _Cutting(model, graph, aim, data, chosen_options)
-    result, chosen, refused = cut.until_verified(scores, inplace)
-    report = report_of(graph, chosen.plan, chosen.notes)
-    return Pruned(result, replace(chosen.plan, example=None), report, (*refused, *graph.unprunable), graph, scores)
+    (result, verified), chosen, refused = cut.until_verified(scores, inplace)
+    report = report_of(graph, chosen.plan, (*chosen.notes, *_notes(verified)))
+    left_alone = (*refused, *graph.unprunable)
+    return Pruned(result, replace(chosen.plan, example=None), report, left_alone, graph, scores, verified)
+
+
+def _notes(verified: Verified | None) -> list[str]:
+    """What a reader of the report must know about the proof: nothing where outputs are equal."""
+    notes = [f"verified by {verified.how}"] if verified is not None and not verified.equal else []
+    if verified is not None and verified.constants:
+        more = f" and {len(verified.constants) - 1} more" if len(verified.constants) > 1 else ""
+        notes.append(f"a constant that the code computes from a size follows it: {verified.constants[0]}{more}")
+    return notes
 
 
 def _options(given: Mapping[str, Any]) -> PruneOptions:
@@ -160,7 +178,26 @@ def _options(given: Mapping[str, Any]) -> PruneOptions:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(f"prune: no argument {name!r}: {hint}further arguments are {', '.join(known)}")
-    return PruneOptions(**given)
+    options = PruneOptions(**given)
+    for kind in _kinds(options.only):
+        if kind not in KINDS:
+            raise UnknownNameError.of("kind in only=", kind, KINDS)
+    return options
+
+
+def _kinds(only: str | Collection[str] | None) -> tuple[str, ...]:
+    return () if only is None else (only,) if isinstance(only, str) else tuple(only)
+
+
+def _only(scores: Scores, graph: Graph, only: str | Collection[str] | None) -> Scores:
+    """The scores of groups of these kinds; groups without scores stay whole."""
+    if only is None:
+        return scores
+    wanted = {group.name for group in graph.groups if group.kind in _kinds(only)}
+    if not wanted:
+        there = ", ".join(sorted({group.kind for group in graph.groups}))
+        raise InputError(f"only={only!r}: the model has no units of that kind that can be pruned; it has {there}")
+    return replace(scores, values={name: value for name, value in scores.values.items() if name in wanted})
 
 
 def _among(options: PruneOptions, kind: type) -> dict[str, Any]:
@@ -237,13 +274,15 @@ class _Cutting(Generic[ModuleT]):
     data: Iterable[Any] | None
     options: PruneOptions
 
-    def until_verified(self, scores: Scores, inplace: bool) -> tuple[ModuleT, Chosen, tuple[Refusal, ...]]:
+    def until_verified(
+        self, scores: Scores, inplace: bool
+    ) -> tuple[tuple[ModuleT, Verified | None], Chosen, tuple[Refusal, ...]]:
         """Plan and apply; groups that break the model are left out, and the rest is planned again."""
         refused: list[Refusal] = []
         chosen = self._choose(scores)
         for last in (*[False] * (ROUNDS - 1), True):
             try:
-                return apply(self.model, chosen.plan, inplace, verify=self.options.verify), chosen, tuple(refused)
+                return applied(self.model, chosen.plan, inplace, verify=self.options.verify), chosen, tuple(refused)
             except SurgeryError:
                 if not self.options.verify:
                     raise
@@ -251,7 +290,7 @@ class _Cutting(Generic[ModuleT]):
             refused += kept.refused
             scores = replace(scores, values={n: v for n, v in scores.values.items() if n not in kept.refused_groups})
             chosen = self._without(scores, kept.plan, last)
-        return apply(self.model, chosen.plan, inplace), chosen, tuple(refused)
+        return applied(self.model, chosen.plan, inplace, verify=True), chosen, tuple(refused)
 
     def _without(self, scores: Scores, verified: Plan, last: bool) -> Chosen:
         """Plan again with fewer groups; where the budget is out of reach, what was verified has to do."""

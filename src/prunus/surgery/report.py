@@ -14,6 +14,7 @@ class Width:
     group: str
     before: int
     after: int
+    kind: str = "channel"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Report:
         """Percent that is gone: of "parameters", "macs" and "bytes"."""
         return {name: _percent(before, after) for name, before, after in self._rows()}
 
+    @property
+    def kinds(self) -> dict[str, tuple[int, int]]:
+        """Units before and after of each kind, over all groups."""
+        totals: dict[str, tuple[int, int]] = {}
+        for width in self.widths:
+            before, after = totals.get(width.kind, (0, 0))
+            totals[width.kind] = before + width.before, after + width.after
+        return totals
+
     def _rows(self) -> tuple[tuple[str, int, int], ...]:
         names = ("parameters", "macs", "bytes")
         return tuple((name, getattr(self.before, name), getattr(self.after, name)) for name in names)
@@ -49,13 +59,17 @@ class Report:
         lines = ["  ".join([row[0].ljust(columns[0]), *map(str.rjust, row[1:], columns[1:])]).rstrip() for row in table]
         cut = sum(width.after < width.before for width in self.widths)
         lines.append(f"{cut} of {len(self.widths)} groups cut, criterion {self.criterion}")
+        if len(self.kinds) > 1:
+            lines.append(", ".join(f"{kind} {before:,} -> {after:,}" for kind, (before, after) in self.kinds.items()))
         return "\n".join([*lines, *self.notes])
 
 
 def report_of(graph: Graph, plan: Plan, notes: tuple[str, ...] = ()) -> Report:
     """The report of a plan for a graph."""
     kept = {cut.group: len(cut.keep) for cut in plan.cuts}
-    widths = tuple(Width(group.name, group.size, kept.get(group.name, group.size)) for group in graph.groups)
+    widths = tuple(
+        Width(group.name, group.size, kept.get(group.name, group.size), group.kind) for group in graph.groups
+    )
     return Report(plan.before, plan.after, plan.criterion, widths, notes)
 
 

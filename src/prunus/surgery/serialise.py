@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ..errors import InputError, StoredFileError
-from ..types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Size, TensorCut
+from ..types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Reduction, Size, TensorCut
 
 FORMAT = "prunus.plan/1"
 
@@ -36,6 +36,7 @@ def to_json(plan: Plan) -> str:
         "cuts": [{"group": c.group, "size": c.size, "keep": ranges(c.keep)} for c in plan.cuts],
         "tensors": [{"tensor": t.tensor, "dim": t.dim, "size": t.size, "keep": ranges(t.keep)} for t in plan.tensors],
         "attributes": [asdict(change) for change in plan.attributes],
+        "reductions": [[r.name, r.module, r.call, r.dim, r.size, ranges(r.keep)] for r in plan.reductions],
         "shapes": [[o.name, o.module, [list(shape) for shape in o.shapes]] for o in plan.shapes],
     }
     return json.dumps(data, indent=None, separators=(", ", ": "), ensure_ascii=False)
@@ -146,6 +147,11 @@ def _operator(value: Any) -> OperatorShape:
     return OperatorShape(_is(str, name), _is(str, module), _items(_shape)(shapes))
 
 
+def _reduction(value: Any) -> Reduction:
+    name, module, call, dim, size, keep = value
+    return Reduction(_is(str, name), _is(str, module), _is(int, call), _is(int, dim), _is(int, size), positions(keep))
+
+
 def _inputs(value: Any) -> InputSpec:
     if value["layout"] not in ("tensor", "tuple", "dict"):
         raise ValueError(f"layout is {value['layout']!r}, expected 'tensor', 'tuple' or 'dict'")
@@ -170,4 +176,5 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "tensors": _items(_tensor_cut),
     "attributes": _items(_attribute),
     "shapes": _items(_operator),
+    "reductions": _items(_reduction),
 }

@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..graph import inputs as example_inputs
 from ..graph import shapes_of
 from ..types import OperatorShape, Plan
 from . import tensors
+from .reference import NotUnderstood, ReadConstants, Restrict, not_understood, watched
 
 Recorder = Callable[[nn.Module, Any], Sequence[OperatorShape]]
 """Runs a model on inputs and returns the output shapes of every operator, in order."""
@@ -45,15 +47,37 @@ FOLDED = frozenset(f"aten::{name}" for name in "mm addmm bmm baddbmm add unsquee
 """What a matrix product over more than two dimensions may become."""
 
 
-def verify(dense: nn.Module, cut: nn.Module, plan: Plan, *, record: Recorder = shapes_of) -> None:
+@dataclass(frozen=True)
+class Verified:
+    """What was proven of a cut model. Every operator's shape is as planned in any case.
+
+    `equal`: its outputs equal those of the dense model without the removed units; `how` says what they were compared
+    with, or why only shapes were. `constants` are numbers that the code computes from a size and that follow the cut,
+    "operator in module: before -> after".
+    """
+
+    equal: bool
+    how: str
+    constants: tuple[str, ...] = ()
+
+
+ZEROED = "outputs equal those of the dense model with zeros in the place of what was removed"
+RESTRICTED = f"{ZEROED}, its means, norms and softmaxes taken over the units that stay"
+
+
+def verify(dense: nn.Module, cut: nn.Module, plan: Plan, *, record: Recorder = shapes_of) -> Verified:
     """Check a cut model against its plan and the dense model. Changes neither.
+
+    Returns:
+        What was proven: equal outputs, or only shapes and why.
 
     Raises:
         VerificationError: names the first difference: operator, module, what was expected and what came.
     """
     check_shapes(cut, plan, record)
-    if tensors.device_of(dense).type != "meta":
-        check_values(dense, cut, plan)
+    if tensors.device_of(dense).type == "meta":
+        return Verified(False, "shapes only: the model has no values (meta device)")
+    return check_values(dense, cut, plan)
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -160,9 +184,10 @@ def _cast(data: Tensor, dtype: torch.dtype | None) -> Tensor:
     return data.to(dtype) if dtype is not None and data.is_floating_point() else data
 
 
-def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> None:
-    """Compare the cut model's outputs with those of the masked dense model; of a plan that is not neutral, only that
-    they are finite wherever the dense model's are.
+def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> Verified:
+    """Compare the cut model's outputs with those of the masked dense model, of a plan that is not neutral with the
+    reference of `prunus.surgery.reference`; where there is none, only that they are finite wherever the dense model's
+    are.
 
     Compared in float64 to 1e-5 of the largest output; in float32 to 1e-4 where a model does not run in float64.
 
@@ -173,38 +198,95 @@ def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> None:
     failure: Exception | None = None
     example = tree_map_only(Tensor, lambda t: t.to(tensors.device_of(dense)), _example(plan))
     for dtype, tolerance in PRECISIONS:
-        reference = masked_copy(dense, plan, dtype) if plan.neutral else _converted_copy(dense, dtype)
         for given in _batches(example):
+            trial = _Trial(dense, cut, plan, given, dtype, tolerance)
             try:
-                expected = _run(reference, given, dtype)
-            except Exception as error:  # a constant that stays float32, or a batch size written into the model
+                return trial.zeroed() if plan.neutral else trial.restricted()
+            except _DenseFails as error:  # a constant that stays float32, or a batch size written into the model
                 failure = error
-                continue
-            _compare(reference, expected, cut, given, dtype, tolerance if plan.neutral else None)
-            return
+    assert failure is not None
+    cause = failure.__cause__
     raise SurgeryError(
-        f"the dense model does not run on the example inputs ({type(failure).__name__}: {failure}), so the cut cannot "
+        f"the dense model does not run on the example inputs ({type(cause).__name__}: {cause}), so the cut cannot "
         "be checked: trace with example inputs that it runs on, or apply with verify=False"
     ) from failure
 
 
-def _compare(
-    reference: nn.Module,
-    expected: list[tuple[str, Tensor]],
-    cut: nn.Module,
-    given: Any,
-    dtype: torch.dtype,
-    tolerance: float | None,
-) -> None:
-    """Run the cut model on `given` and compare; without a tolerance only ask for finite outputs."""
-    try:
-        got = _run(_converted_copy(cut, dtype), given, dtype)
-    except Exception as error:
-        raise VerificationError(f"the cut model does not run: {type(error).__name__}: {error}") from error
-    if tolerance is None:
-        _compare_finite(expected, got)
-    elif (difference := _difference(expected, got, tolerance)) and not _is_random(reference, given, dtype):
-        raise VerificationError(difference)
+class _DenseFails(Exception):
+    """The dense model does not run in this precision or on this batch."""
+
+
+_Outputs = list[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One comparison, in one precision and on one batch."""
+
+    dense: nn.Module
+    model: nn.Module
+    plan: Plan
+    given: Any
+    dtype: torch.dtype
+    tolerance: float
+
+    def zeroed(self) -> Verified:
+        """Against zeros in the place of what was removed."""
+        reference = masked_copy(self.dense, self.plan, self.dtype)
+        expected, got = self._expected(reference), self._got(self.model)
+        difference = _difference(expected, got, self.tolerance)
+        if not difference:
+            return Verified(True, ZEROED)
+        if _is_random(reference, self.given, self.dtype):
+            return Verified(False, _RANDOM)
+        found = self.restricted()
+        if not found.constants:
+            raise VerificationError(difference)
+        return found
+
+    def restricted(self) -> Verified:
+        """Against zeros, with statistics over what stays and the constants of the cut model."""
+        if reason := not_understood(self.plan):
+            return self._finite(reason)
+        converted = _converted_copy(self.model, self.dtype)
+        with watched(ReadConstants(converted)) as read:
+            got = self._got(converted)
+        reference = masked_copy(self.dense, self.plan, self.dtype)
+        try:
+            with watched(Restrict(reference, self.plan, read.constants)) as mode:
+                expected = self._expected(reference)
+        except NotUnderstood as error:
+            return self._finite(str(error))
+        if mode.missed:
+            return self._finite(f"{mode.missed} was not met again")
+        if difference := _difference(expected, got, self.tolerance):
+            if _is_random(reference, self.given, self.dtype):
+                return Verified(False, _RANDOM)
+            raise VerificationError(difference)
+        return Verified(True, RESTRICTED if self.plan.reductions else ZEROED, mode.changes())
+
+    def _finite(self, reason: str) -> Verified:
+        expected = self._expected(_converted_copy(self.dense, self.dtype))
+        _compare_finite(expected, self._got(self.model))
+        return Verified(False, f"shapes only: {reason}")
+
+    def _expected(self, reference: nn.Module) -> _Outputs:
+        try:
+            return _run(reference, self.given, self.dtype)
+        except NotUnderstood:
+            raise
+        except Exception as error:
+            raise _DenseFails from error
+
+    def _got(self, model: nn.Module) -> _Outputs:
+        try:
+            converted = model if model is not self.model else _converted_copy(model, self.dtype)
+            return _run(converted, self.given, self.dtype)
+        except Exception as error:
+            raise VerificationError(f"the cut model does not run: {type(error).__name__}: {error}") from error
+
+
+_RANDOM = "shapes only: the model draws random numbers"
 
 
 def _example(plan: Plan) -> Any:

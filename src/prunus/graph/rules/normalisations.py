@@ -38,8 +38,7 @@ def layer_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
     """args: input, normalized_shape, weight, bias, eps; RMS norm has no bias."""
     axes = recorder.axes(args[0])
     count = len(args[1])
-    for axis in axes[-count:]:
-        recorder.tag_not_neutral(axis)
+    recorder.reduces(axes, range(len(axes) - count, len(axes)))
     for role, tensor in zip(("scale", "shift"), args[2:4]):
         if isinstance(tensor, Tensor):
             for dim, (own, axis) in enumerate(zip(recorder.axes(tensor), axes[-count:])):
@@ -57,6 +56,7 @@ def group_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
     groups = int(args[6])
     group, inner = recorder.algebra.split_product(axes[1], groups)
     recorder.tag_not_neutral(inner)
+    recorder.computes_over(axes, 1)
     if groups > 1:
         recorder.group_equations.append((group, recorder.groups_of_call, recorder.stack.name, "num_groups"))
     _vectors(recorder, axes[1], {"weight": args[1], "bias": args[2]})

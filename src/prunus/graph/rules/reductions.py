@@ -13,8 +13,7 @@ from ..recorder import Recorder, Rule
 def _reduce(recorder: Recorder, source: Tensor, dims: list[int], keepdim: bool, outputs: list[Tensor]) -> None:
     chosen = {d % max(1, source.dim()) for d in dims} or set(range(source.dim()))
     axes = recorder.axes(source)
-    for dim in chosen & set(range(source.dim())):
-        recorder.tag_not_neutral(axes[dim])
+    recorder.reduces(axes, sorted(chosen & set(range(source.dim()))))
     kept = [
         recorder.algebra.atom(1) if d in chosen else axis for d, axis in enumerate(axes) if keepdim or d not in chosen
     ]
@@ -35,7 +34,7 @@ def softmax(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source: Tensor = args[0]
     axes = recorder.axes(source)
     if source.dim():
-        recorder.tag_not_neutral(axes[args[1] % source.dim()])
+        recorder.reduces(axes, (args[1] % source.dim(),))
     recorder.set(out, axes)
 
 

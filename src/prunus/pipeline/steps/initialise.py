@@ -45,6 +45,7 @@ def _group(graph: Graph, group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
         "size": group.size,
+        "kind": group.kind,
         "tensors": len(group.places),
         "coupled_with": sorted(set().union(*coupled) - {group.name}),
         "neutral": group.neutral,
