@@ -146,3 +146,13 @@ def test_a_criterion_may_read_any_role():
     values = score(GRAPH, variance, model=model, reduction="sum").values["conv"]
     buffers = model.state_dict()
     torch.testing.assert_close(values, buffers["norm.running_mean"] + buffers["norm.running_var"])
+
+
+def test_the_fallback_reads_any_place_where_a_group_has_none_that_it_prefers():
+    (group,) = GRAPH.groups
+    columns = dataclasses.replace(group, places=tuple(p for p in group.places if p.role != "out"))
+    graph = dataclasses.replace(GRAPH, groups=(columns,))
+    model = TwoLayers()
+    spare = score(graph, "l2_norm", model=model, fallback="l2_norm")
+    every = score(graph, "l2_norm", model=model, places=())
+    assert torch.equal(spare.values["conv"], every.values["conv"])

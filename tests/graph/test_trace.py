@@ -211,3 +211,38 @@ def test_bad_arguments_say_what_would_work():
         prunus.trace(model, x, outputs="all")
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
         prunus.trace(lambda x: x, x)  # type: ignore[arg-type]
+
+
+class UnreadToken(nn.Module):
+    """A parameter that only training reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(8))
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return self.second(h + self.token if self.training else h)
+
+
+def test_a_parameter_that_nothing_reads_stays_whole():
+    graph = prunus.trace(UnreadToken(), torch.randn(2, 4))
+    assert [g.name for g in graph.groups] == ["first"]
+    assert any(r.what.startswith("token") and "nothing reads it" in r.reason for r in graph.unprunable)
+
+
+class Transposed(nn.Module):
+    """A linear layer that reads a transposed tensor, by way of a batched product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.project, self.head = nn.Conv1d(3, 6, 1), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.project(self.conv(x).transpose(1, 2)))
+
+
+def test_rows_of_a_layer_behind_a_transposed_tensor_make_its_units():
+    graph = prunus.trace(Transposed(), torch.randn(2, 3, 5))
+    assert {(p.tensor, p.dim, p.role) for p in graph.group("project").places} >= {("project.weight", 0, "out")}

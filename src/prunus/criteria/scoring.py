@@ -23,6 +23,9 @@ REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 """(places, units) -> (units,)."""
 
+ANYWHERE: tuple[Role, ...] = ()
+"""Places of every role."""
+
 
 def score(
     graph: Graph,
@@ -47,7 +50,8 @@ def score(
         places: roles of the places that are read, overriding the criterion's: ("out",) is the literature's filter norm,
             ("out", "in") adds what reads the unit's output.
         reduction: how a group's places are combined: "mean", "sum", "max" or "first"; None is the criterion's own.
-        fallback: criterion for groups in which `criterion` has nothing to read; None makes such a group an error.
+        fallback: criterion for groups in which `criterion` has nothing to read: of the places that it prefers, else of
+            all places that the group has. None makes such a group an error.
         seed: of criteria that draw numbers.
 
     Returns:
@@ -71,7 +75,8 @@ def score(
         for group in graph.groups:
             scores = _group_scores(group, chosen, source, places, reduction)
             if scores is None and spare is not None:
-                scores = _group_scores(group, spare, source, None, None)
+                for chosen_places in (None, ANYWHERE):  # a group may stand in columns or bare parameters only
+                    scores = scores if scores is not None else _group_scores(group, spare, source, chosen_places, None)
             if scores is None:
                 raise InputError(_nothing_to_read(group, chosen, places))
             values[group.name] = scores

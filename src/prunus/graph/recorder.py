@@ -109,7 +109,8 @@ Rule = Callable[["Recorder", Any, tuple, dict, Any], None]
 
 
 class Recorder(TorchDispatchMode):
-    """Runs the rules of operators while a model runs. Results: `calls`, `named`, the algebra, and what was frozen."""
+    """Runs the rules of operators while a model runs. Results: `calls`, `named` and which of them
+    were `read`, the algebra, and what was frozen."""
 
     def __init__(self, model: nn.Module, stack: ModuleStack, rules: Callable[[Any], Rule | None]) -> None:
         super().__init__()
@@ -117,6 +118,7 @@ class Recorder(TorchDispatchMode):
         self.stack = stack
         self.calls: list[Call] = []
         self.named: dict[str, Named] = {}
+        self.read: set[str] = set()
         self.not_neutral: dict[int, str] = {}
         self.unknown: dict[str, Reason] = {}
         self.groups_of_call: object = None
@@ -151,19 +153,19 @@ class Recorder(TorchDispatchMode):
             self._origin[id(tensor)] = (name, tuple(range(tensor.dim())))
 
     def origin(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
-        """(name, order of its dimensions) if the tensor is a named one or a transposed view of it."""
+        """(name, order of its dimensions) if the tensor is a named one or a view of it; -1 is one without a name."""
         return self._origin.get(id(tensor))
 
     def follow(self, source: Tensor, result: Tensor, order: Iterable[int]) -> None:
-        """Say that `result` is `source` with its dimensions in another order."""
+        """Say that `result` is `source` with its dimensions in another order, and new ones where the order says -1."""
         origin = self._origin.get(id(source))
         if origin is not None and isinstance(result, Tensor):
-            self._origin[id(result)] = (origin[0], tuple(origin[1][d] for d in order))
+            self._origin[id(result)] = (origin[0], tuple(-1 if d < 0 else origin[1][d] for d in order))
 
     def role(self, tensor: Tensor, dim: int, role: Role) -> None:
         """Note what a dimension of a named tensor does."""
         origin = self._origin.get(id(tensor))
-        if origin is not None and dim < len(origin[1]):
+        if origin is not None and dim < len(origin[1]) and origin[1][dim] >= 0:
             self.named[origin[0]].roles.setdefault(origin[1][dim], role)
             if role == "in" and not self._weight:
                 self._weight = origin[0]
@@ -176,6 +178,8 @@ class Recorder(TorchDispatchMode):
     def axes(self, tensor: Tensor) -> tuple[int, ...]:
         """The axes of a tensor. One never seen before is a constant: its axes are frozen."""
         axes = self._axes.get(id(tensor))
+        if id(tensor) in self._by_id:
+            self.read.add(self._by_id[id(tensor)])
         if axes is None:
             reason = self.reason("a constant tensor that is neither a parameter nor a buffer of the model")
             axes = tuple(self.algebra.atom(size, reason) for size in tensor.shape)

@@ -165,6 +165,7 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
             for dim in dims:
                 if dim < len(known.axes):
                     algebra.freeze(known.axes[dim], Reason(f"keep={asked!r} protects it"))
+    _freeze_unread(recorder)
     _freeze_orphans(recorder)
     solution = solve(algebra, recording.equations)
     names = _name_atoms(recorder)
@@ -184,6 +185,14 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
         uncounted=tuple(sorted(recorder.unknown)),
         example=inputs,
     )
+
+
+def _freeze_unread(recorder: Recorder) -> None:
+    """What no operator reads may be read another time, in training for example: nobody knows what it meets there."""
+    reason = Reason("nothing reads it in this forward pass", remedy="trace with inputs or in a way that use it")
+    for name in recorder.named.keys() - recorder.read:
+        for axis in recorder.named[name].axes:
+            recorder.algebra.freeze(axis, reason)
 
 
 def _freeze_orphans(recorder: Recorder) -> None:

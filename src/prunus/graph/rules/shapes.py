@@ -80,6 +80,8 @@ def expand(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
         same = kept is not None and recorder.algebra.size(kept) == size
         axes.append(kept if same and kept is not None else recorder.algebra.atom(size))
     recorder.set(out, axes)
+    if tuple(out.shape[offset:]) == tuple(source.shape):
+        recorder.follow(source, out, (*[-1] * offset, *range(source.dim())))
 
 
 def unsqueeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
