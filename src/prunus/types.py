@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import lt
 from typing import Any, Literal
 
 from torch import Tensor
@@ -235,7 +236,7 @@ class Cut:
     keep: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.keep or any(b <= a for a, b in zip(self.keep, self.keep[1:])):
+        if not self.keep or not all(map(lt, self.keep, self.keep[1:])):
             raise InputError(f"Cut({self.group!r}): keep must be ascending and not empty, got {self.keep[:8]}")
         if self.keep[0] < 0 or self.keep[-1] >= self.size:
             raise InputError(

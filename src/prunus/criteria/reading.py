@@ -144,10 +144,21 @@ class Source:
         return self._statistics.values[need]
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; True for integers.
+
+    A finite sum says so in one pass that makes no copy; a sum that is not finite may also be an overflow.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
+
+
 def _check(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise InputError(f"{name!r} has no values (it is on the meta device): load the weights before scoring")
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise InputError(
             f"{name!r} holds NaN or infinity in {bad} of its {tensor.numel()} entries: "

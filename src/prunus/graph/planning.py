@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from ..errors import InputError, UnknownNameError
 from ..types import Attribute, AttributeChange, Axis, Cut, Graph, OperatorShape, Plan, Reduction, TensorCut
 from .counting import groups_of, positions, size, size_of
@@ -27,7 +29,7 @@ def plan_from(graph: Graph, keep: Mapping[str, Sequence[int]], criterion: str = 
         if name not in groups:
             raise UnknownNameError.of("group", name, groups)
     cuts = tuple(
-        Cut(name, groups[name].size, tuple(sorted(int(i) for i in kept)))
+        Cut(name, groups[name].size, tuple(sorted(map(int, kept))))
         for name, kept in sorted(keep.items())
         if len(kept) != groups[name].size
     )
@@ -67,8 +69,13 @@ def _tensor_cuts(graph: Graph, cuts: tuple[Cut, ...], kept: Mapping[str, Sequenc
     """One cut per tensor dimension that some cut group stands in."""
     chosen = {cut.group for cut in cuts}
     touched = {(place.tensor, place.dim): place.axis for g in graph.groups if g.name in chosen for place in g.places}
+    arrays = {name: np.asarray(units, dtype=np.int64) for name, units in kept.items()}
+    stay: dict[Axis, tuple[int, ...]] = {}  # one tuple for all places of an axis
+    for axis in touched.values():
+        if axis not in stay:
+            stay[axis] = tuple(positions(axis, arrays).tolist())
     return tuple(
-        TensorCut(tensor, dim, axis.size, tuple(positions(axis, kept).tolist()))
+        TensorCut(tensor, dim, axis.size, stay[axis])
         for (tensor, dim), axis in sorted(touched.items(), key=lambda item: item[0])
     )
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..types import Role
 from .algebra import AxisAlgebra, Reason
 from .kinds import Watcher
+from .shortcuts import output_of
 
 SKIPPED = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh", "aten::lift", "aten::_local_scalar_dense"})
 """Calls that make no new values; they are followed but not recorded, since autograd modes add and drop them."""
@@ -233,7 +234,7 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = output_of(func, args, kwargs)
         name = func._schema.name
         self._operator, self._pending, self._weight, self._reduces = name, [], "", []
         rule = self._rules(func)
@@ -287,7 +288,7 @@ class ShapeRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = output_of(func, args, kwargs or {})
         name = func._schema.name
         if name not in SKIPPED:
             shapes = tuple(tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor))

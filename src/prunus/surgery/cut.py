@@ -8,10 +8,11 @@ values are committed to the model itself only after that; a failure in the middl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SurgeryError
@@ -79,9 +80,12 @@ def apply(model: ModuleT, plan: Plan, inplace: bool = False, *, verify: bool = T
 def applied(model: ModuleT, plan: Plan, inplace: bool, *, verify: bool) -> tuple[ModuleT, Verified | None]:
     """`apply`, and what was proven of the result; None without `verify`."""
     staged = stage(model, plan)
+    history = _Plans((*plans_of(model), replace(plan, example=None)))
+    if inplace and not verify:
+        _commit(model, staged, history)
+        return model, None
     result = _build(model, staged, share_rest=inplace)
     verified = verify_cut(model, result, plan) if verify else None
-    history = _Plans((*plans_of(model), replace(plan, example=None)))
     if inplace:
         _commit(model, staged, history)
         return model, verified
@@ -105,7 +109,7 @@ def stage(model: nn.Module, plan: Plan) -> Staged:
             f"plan must be a prunus Plan, got {type(plan).__name__}; prunus.plan(graph, scores, ...) makes one"
         )
     keeps = _keeps(model, plan)
-    new = {name: (old := tensors.find(model, name), tensors.sliced(old, dims)) for name, dims in keeps.items()}
+    new = _sliced(model, keeps)
     planned = _planned(model, plan)
     values = {**planned, **_mended(model, plan, keeps, new, planned)}
     return Staged(new, tuple((module, name, value) for (module, name), value in values.items()))
@@ -130,6 +134,20 @@ def _keeps(model: nn.Module, plan: Plan) -> dict[str, dict[int, tuple[int, ...]]
         if keeps[name].setdefault(cut.dim, cut.keep) != cut.keep:
             raise SurgeryError(f"the plan cuts {cut.tensor!r}, dimension {cut.dim}, in two different ways")
     return keeps
+
+
+def _sliced(model: nn.Module, keeps: Mapping[str, Mapping[int, tuple[int, ...]]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The old and the new tensor of each name."""
+    indices = {id(keep): torch.tensor(keep) for keep in _distinct(keeps)}
+    return {
+        name: (old := tensors.find(model, name), tensors.sliced(old, {d: indices[id(k)] for d, k in dims.items()}))
+        for name, dims in keeps.items()
+    }
+
+
+def _distinct(keeps: Mapping[str, Mapping[int, tuple[int, ...]]]) -> Iterable[tuple[int, ...]]:
+    """The index tuples, each object once: many tensors share one."""
+    return {id(keep): keep for dims in keeps.values() for keep in dims.values()}.values()
 
 
 def _planned(model: nn.Module, plan: Plan) -> dict[tuple[str, str], int]:
@@ -164,11 +182,14 @@ def _mended(
     """Attributes of known layers that follow from the new shapes, checked against what the plan sets itself."""
     changed = {id(old): (cut, keeps[name].get(0)) for name, (old, cut) in new.items()}
     outputs = {operator.module: operator.shapes[0] for operator in plan.shapes if operator.shapes}
+    by_module: dict[str, dict[str, int]] = defaultdict(dict)
+    for (module, name), value in planned.items():
+        by_module[module][name] = value
     values: dict[tuple[str, str], Any] = {}
     for path, layer in model.named_modules():
         if not is_known(layer):
             continue
-        mine = {name: value for (module, name), value in planned.items() if module == path}
+        mine = by_module.get(path, {})
         local = dict(layer.named_parameters(remove_duplicate=False)) | dict(layer.named_buffers(remove_duplicate=False))
         cut = any(id(tensor) in changed for tensor in local.values())
         if not (cut or mine or (not local and path in outputs)):

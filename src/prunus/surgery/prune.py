@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..allocation import Rules
 from ..criteria import Criterion, criterion_of, score
+from ..criteria.reading import all_finite
 from ..errors import BudgetError, InputError, SurgeryError, UnknownNameError
 from ..graph import KINDS, trace
 from ..statistics import collect
@@ -221,6 +222,8 @@ def _check(model: nn.Module, criterion: Criterion, data: Iterable[Any] | None, a
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta" or not tensor.is_floating_point():
+            continue
+        if all_finite(tensor):
             continue
         # A buffer may hold infinities on purpose, such as an attention mask.
         bad = ~torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else torch.isnan(tensor)

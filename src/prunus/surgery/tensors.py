@@ -115,8 +115,8 @@ def _like(old: Tensor, data: Tensor) -> Tensor:
     return new
 
 
-def sliced(old: Tensor, keeps: Mapping[int, tuple[int, ...]]) -> Tensor:
-    """A new tensor with only the positions `keeps[dim]` of each dimension `dim`, of the same kind as `old`.
+def sliced(old: Tensor, keeps: Mapping[int, Tensor]) -> Tensor:
+    """A new tensor with only the positions `keeps[dim]` (int64) of each dimension `dim`, of the same kind as `old`.
 
     Stays on the device, keeps dtype, requires_grad and channels-last order. Gradients are not carried over.
     """
@@ -125,7 +125,7 @@ def sliced(old: Tensor, keeps: Mapping[int, tuple[int, ...]]) -> Tensor:
         data.dim() == 4 and not data.is_contiguous() and data.is_contiguous(memory_format=torch.channels_last)
     )
     for dim, keep in keeps.items():
-        data = data.index_select(dim, torch.tensor(keep, device=data.device))
+        data = data.index_select(dim, keep.to(data.device))
     return _like(old, data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
 
 
