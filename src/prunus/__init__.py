@@ -23,6 +23,8 @@ _HOMES = {
     "apply": "surgery",
     "prune": "surgery",
     "Pruned": "surgery",
+    "prune_vocabulary": "surgery",
+    "token_map": "surgery",
     "save": "surgery",
     "load": "surgery",
     "to_json": "surgery",
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from .graph import trace
     from .pipeline import run
     from .statistics import collect
-    from .surgery import Pruned, apply, from_json, load, prune, save, to_json
+    from .surgery import Pruned, apply, from_json, load, prune, prune_vocabulary, save, to_json, token_map
 
 __all__ = [
     "trace",
@@ -49,6 +51,8 @@ __all__ = [
     "apply",
     "prune",
     "Pruned",
+    "prune_vocabulary",
+    "token_map",
     "evaluate",
     "save",
     "load",

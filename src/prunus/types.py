@@ -296,13 +296,24 @@ class Size:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tokens that stay: `keep` of `size`, ascending; their new ids are 0, 1, 2 ... `inputs` are the paths of the model
+    inputs that hold token ids."""
+
+    size: int
+    keep: tuple[int, ...]
+    inputs: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a cut does, as data: `cuts` say which units of which group stay, the rest follows from them.
 
     `neutral` is False when some cut group is not neutral (see `Group`): then zeroing units differs from removing them,
-    and the model that the cut one must equal also leaves them out of the statistics in `reductions`. `example` is not
-    stored: the real example inputs, for the numerical check.
+    and the model that the cut one must equal also leaves them out of the statistics in `reductions`. Where `vocabulary`
+    is given, tokens are removed, and `inputs` hold new ids. `example` is not stored: the real example inputs, for the
+    numerical check.
     """
 
     cuts: tuple[Cut, ...]
@@ -315,6 +326,7 @@ class Plan:
     neutral: bool = True
     criterion: str = ""
     reductions: tuple[Reduction, ...] = ()
+    vocabulary: Vocabulary | None = None
     example: Any = field(default=None, compare=False, repr=False)
 
 

@@ -10,6 +10,7 @@ from .report import Report, Width, report_of
 from .serialise import from_json, to_json
 from .store import Manifest, load, read_manifest, read_plans, save
 from .verify import Verified
+from .vocabulary import PrunedVocabulary, prune_vocabulary, token_map
 
 __all__ = [
     "apply",
@@ -17,6 +18,9 @@ __all__ = [
     "Pruned",
     "PruneOptions",
     "Report",
+    "PrunedVocabulary",
+    "prune_vocabulary",
+    "token_map",
     "Verified",
     "Width",
     "report_of",

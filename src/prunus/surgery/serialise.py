@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ..errors import InputError, StoredFileError
-from ..types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Reduction, Size, TensorCut
+from ..types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Reduction, Size, TensorCut, Vocabulary
 
 FORMAT = "prunus.plan/1"
 
@@ -37,6 +37,8 @@ def to_json(plan: Plan) -> str:
         "tensors": [{"tensor": t.tensor, "dim": t.dim, "size": t.size, "keep": ranges(t.keep)} for t in plan.tensors],
         "attributes": [asdict(change) for change in plan.attributes],
         "reductions": [[r.name, r.module, r.call, r.dim, r.size, ranges(r.keep)] for r in plan.reductions],
+        "vocabulary": plan.vocabulary
+        and {"size": plan.vocabulary.size, "keep": ranges(plan.vocabulary.keep), "inputs": plan.vocabulary.inputs},
         "shapes": [[o.name, o.module, [list(shape) for shape in o.shapes]] for o in plan.shapes],
     }
     return json.dumps(data, indent=None, separators=(", ", ": "), ensure_ascii=False)
@@ -152,6 +154,13 @@ def _reduction(value: Any) -> Reduction:
     return Reduction(_is(str, name), _is(str, module), _is(int, call), _is(int, dim), _is(int, size), positions(keep))
 
 
+def _vocabulary(value: Any) -> Vocabulary | None:
+    if value is None:
+        return None
+    inputs = _items(lambda path: _is(str, path))(value["inputs"])
+    return Vocabulary(_is(int, value["size"]), positions(value["keep"]), inputs)
+
+
 def _inputs(value: Any) -> InputSpec:
     if value["layout"] not in ("tensor", "tuple", "dict"):
         raise ValueError(f"layout is {value['layout']!r}, expected 'tensor', 'tuple' or 'dict'")
@@ -177,4 +186,5 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "attributes": _items(_attribute),
     "shapes": _items(_operator),
     "reductions": _items(_reduction),
+    "vocabulary": _vocabulary,
 }

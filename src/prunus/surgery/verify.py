@@ -20,7 +20,8 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tre
 from ..errors import SurgeryError, TraceError, VerificationError
 from ..graph import inputs as example_inputs
 from ..graph import shapes_of
-from ..types import OperatorShape, Plan
+from ..graph.vocabulary import with_inputs
+from ..types import OperatorShape, Plan, Vocabulary
 from . import tensors
 from .reference import NotUnderstood, ReadConstants, Restrict, not_understood, watched
 
@@ -62,6 +63,7 @@ class Verified:
 
 
 ZEROED = "outputs equal those of the dense model with zeros in the place of what was removed"
+TOKENS = "outputs of kept tokens, for inputs of kept tokens, equal those of the dense model"
 RESTRICTED = f"{ZEROED}, its means, norms and softmaxes taken over the units that stay"
 
 
@@ -201,7 +203,7 @@ def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> Verified:
         for given in _batches(example):
             trial = _Trial(dense, cut, plan, given, dtype, tolerance)
             try:
-                return trial.zeroed() if plan.neutral else trial.restricted()
+                return trial.zeroed() if plan.neutral and not plan.vocabulary else trial.restricted()
             except _DenseFails as error:  # a constant that stays float32, or a batch size written into the model
                 failure = error
     assert failure is not None
@@ -251,28 +253,37 @@ class _Trial:
         converted = _converted_copy(self.model, self.dtype)
         with watched(ReadConstants(converted)) as read:
             got = self._got(converted)
-        reference = masked_copy(self.dense, self.plan, self.dtype)
+        tokens = self.plan.vocabulary
+        reference = (
+            masked_copy(self.dense, self.plan, self.dtype)
+            if tokens is None
+            else _converted_copy(self.dense, self.dtype)
+        )
         try:
             with watched(Restrict(reference, self.plan, read.constants)) as mode:
                 expected = self._expected(reference)
         except NotUnderstood as error:
             return self._finite(str(error))
+        if tokens is not None:
+            expected = [(path, _of_tokens(want, have, tokens)) for (path, want), (_, have) in zip(expected, got)]
         if mode.missed:
             return self._finite(f"{mode.missed} was not met again")
         if difference := _difference(expected, got, self.tolerance):
             if _is_random(reference, self.given, self.dtype):
                 return Verified(False, _RANDOM)
             raise VerificationError(difference)
-        return Verified(True, RESTRICTED if self.plan.reductions else ZEROED, mode.changes())
+        how = TOKENS if tokens is not None else RESTRICTED if self.plan.reductions else ZEROED
+        return Verified(True, how, mode.changes())
 
     def _finite(self, reason: str) -> Verified:
+        """Only that nothing became NaN or infinite."""
         expected = self._expected(_converted_copy(self.dense, self.dtype))
         _compare_finite(expected, self._got(self.model))
         return Verified(False, f"shapes only: {reason}")
 
     def _expected(self, reference: nn.Module) -> _Outputs:
         try:
-            return _run(reference, self.given, self.dtype)
+            return _run(reference, _dense_ids(self.given, self.plan.vocabulary), self.dtype)
         except NotUnderstood:
             raise
         except Exception as error:
@@ -284,6 +295,22 @@ class _Trial:
             return _run(converted, self.given, self.dtype)
         except Exception as error:
             raise VerificationError(f"the cut model does not run: {type(error).__name__}: {error}") from error
+
+
+def _dense_ids(given: Any, tokens: Vocabulary | None) -> Any:
+    """The inputs with the ids that the dense model knows the tokens by."""
+    if tokens is None:
+        return given
+    old = torch.tensor(tokens.keep)
+    return with_inputs(given, tokens.inputs, lambda ids: old.to(ids.device)[ids.long()].to(ids.dtype))
+
+
+def _of_tokens(want: Tensor, have: Tensor, tokens: Vocabulary) -> Tensor:
+    """The entries of tokens that stay, in each dimension that has one entry per token."""
+    for dim, (whole, part) in enumerate(zip(want.shape, have.shape)):
+        if whole == tokens.size and part == len(tokens.keep):
+            want = want.index_select(dim, torch.tensor(tokens.keep, device=want.device))
+    return want
 
 
 _RANDOM = "shapes only: the model draws random numbers"
