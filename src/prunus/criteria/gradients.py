@@ -87,6 +87,39 @@ def taylor_activation_abs(activation_taylor_abs: Tensor) -> Tensor:
     return _layer_normalised(activation_taylor_abs)
 
 
+def mean_gradient(activation_gradient: Tensor) -> Tensor:
+    """Mean over examples of |mean over positions of dL/dA|, the gradient of an example's own loss.
+
+    Args:
+        activation_gradient: (units,) that mean, as collected.
+
+    Returns:
+        (units,) scores, >= 0; 0 for a unit that nothing reads.
+
+    Source: reconstructed from the abstract of C. Liu, H. Wu, "Channel pruning based on mean gradient for accelerating
+    convolutional neural networks", Signal Processing 156, 2019, 84-91. The absolute value stands outside the mean over
+    positions, which is our choice; the paper's ranking within stages is `scope="global", normalise="l2"`.
+    """
+    return activation_gradient
+
+
+def sensitivity_hessian(weight: Tensor, weight_gradient_square: Tensor) -> Tensor:
+    """Sum over a unit's weights of h w^2 / 2, h the diagonal of the Hessian, approximated by the mean squared gradient.
+
+    Args:
+        weight: (units, elements).
+        weight_gradient_square: (units, elements), mean over mini-batches of g^2 (the empirical Fisher diagonal, times
+            the batch size for independent examples).
+
+    Returns:
+        (units,) scores, >= 0: the increase of a quadratic loss with that diagonal when the unit is set to zero.
+
+    Source: C. Yang, H. Liu, "Channel pruning based on convolutional neural network sensitivity", Neurocomputing 507,
+    2022, 97-106 (sum over the filter as in the abstract). Ranks as `taylor_weight`, which has no factor 1/2.
+    """
+    return taylor_weight(weight, weight_gradient_square) / 2
+
+
 def _layer_normalised(score: Tensor) -> Tensor:
     largest = score.abs().amax()
     if largest == 0:

@@ -42,7 +42,7 @@ def check_criterion(criterion: str | Criterion | Callable[..., Tensor], *, stric
 
     The laws: one floating point score per unit; finite scores for ordinary, constant, zero and tiny values and for a
     single unit; the same scores for the same values (and seed); scores that follow the units when those are reordered
-    (not asked of criteria that draw numbers); arguments left unchanged.
+    (not asked of criteria that draw numbers, or that are defined by that order); arguments left unchanged.
 
     Args:
         criterion: a name, a `Criterion` or a callable, as in `prunus.score`.
@@ -75,15 +75,17 @@ def _arguments(criterion: Criterion, fill: Callable[[tuple[int, ...]], Tensor], 
             arguments[need] = torch.Generator().manual_seed(_SEED)
         else:
             arguments[need] = fill(_shape_of(need, units))
-            if need not in ("weight", "kernels", "weight_gradient", "norm_shift"):
+            if need not in ("weight", "kernels", "weight_gradient", "norm_shift", "pooled"):
                 arguments[need] = arguments[need].abs()  # everything else is an absolute value or a mean of squares
+            if NEEDS[need].shape == ("units", "units"):
+                arguments[need] = arguments[need] + arguments[need].T
     return arguments
 
 
 def _shape_of(need: str, units: int) -> tuple[int, ...]:
-    if NEEDS[need].kernels:
-        return units, 3, _ELEMENTS // 3
-    return (units,) if NEEDS[need].per_unit else (units, _ELEMENTS)
+    names = NEEDS[need].shape or (("units",) if NEEDS[need].per_unit else ("units", "elements"))
+    sizes = {"units": units, "elements": _ELEMENTS, "channels": 3, "positions": _ELEMENTS // 3}
+    return tuple(name if isinstance(name, int) else sizes[name] for name in names)
 
 
 def _ordinary(shape: tuple[int, ...]) -> Tensor:
@@ -127,15 +129,19 @@ def _deterministic(criterion: Criterion) -> str | None:
 
 
 def _equivariant(criterion: Criterion) -> str | None:
-    if "generator" in criterion.needs:
+    if "generator" in criterion.needs or criterion.ordered:
         return None
     arguments = _arguments(criterion, _ordinary)
     order = torch.randperm(_UNITS, generator=torch.Generator().manual_seed(_SEED))
     scores = criterion.function(**arguments)[order]
-    reordered = criterion.function(**{need: value[order] for need, value in arguments.items()})
+    reordered = criterion.function(**{need: _reordered(need, value, order) for need, value in arguments.items()})
     if torch.allclose(scores, reordered, rtol=1e-4, atol=1e-7):
         return None
     return f"units in another order got {reordered.tolist()}, expected {scores.tolist()}"
+
+
+def _reordered(need: str, value: Tensor, order: Tensor) -> Tensor:
+    return value[order][:, order] if NEEDS[need].shape == ("units", "units") else value[order]
 
 
 def _pure(criterion: Criterion) -> str | None:

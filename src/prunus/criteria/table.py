@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..types import Role
-from . import gradients, similarity, weights
+from . import gradients, maps, similarity, weights
 
 Reduction = Literal["mean", "sum", "max", "first"]
 
@@ -22,20 +22,20 @@ Reduction = Literal["mean", "sum", "max", "first"]
 class Need:
     """Something that a criterion's function takes as the argument of that name.
 
-    `per_unit`: the argument is (units,), else (units, elements), or (units, channels, positions) if it is made of
-    `kernels`. `data`: it has to be collected from data.
+    `per_unit`: the argument is (units,), else (units, elements); `shape` says it where it is neither: names, or a
+    number. `data`: it has to be collected from data.
     """
 
     per_unit: bool
     data: bool
     what: str
-    kernels: bool = False
+    shape: tuple[str | int, ...] = ()
 
 
 NEEDS: Mapping[str, Need] = MappingProxyType(
     {
         "weight": Need(False, False, "the weights"),
-        "kernels": Need(False, False, "the weights by input channel", kernels=True),
+        "kernels": Need(False, False, "the weights by input channel", shape=("units", "channels", "positions")),
         "norm_scale": Need(True, False, "absolute scale of the normalisation after the unit"),
         "norm_shift": Need(True, False, "shift of the normalisation after the unit"),
         "generator": Need(True, False, "a seeded torch.Generator"),
@@ -44,6 +44,23 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "unit_taylor": Need(True, True, "mean over mini-batches of (sum over the unit of g w)^2"),
         "gate_taylor": Need(True, True, "mean over mini-batches of (gamma dgamma + beta dbeta)^2"),
         "activation_taylor": Need(True, True, "mean over examples of |mean over positions of dL/dA A|"),
+        "activation_gradient": Need(True, True, "mean over examples of |mean over positions of dL/dA|"),
+        "zero_fraction": Need(True, True, "share of activations that are 0"),
+        "positive_fraction": Need(True, True, "share of activations above 0"),
+        "map_rank": Need(True, True, "mean rank of the maps"),
+        "map_std": Need(True, True, "mean standard deviation of a map"),
+        "map_l1": Need(True, True, "mean L1 norm of a map"),
+        "map_entropy_2d": Need(True, True, "mean two-dimensional entropy of a map, in bits"),
+        "dct_uniqueness": Need(True, True, "mean of 1 - largest |cosine| with another unit's map"),
+        "label_information": Need(True, True, "mean mutual information of maps and labels, in bits"),
+        "pooled": Need(False, True, "mean over positions, per example: (units, examples)"),
+        "class_scatter": Need(True, True, "scatter between and within classes", shape=("units", 2)),
+        "map_cosine": Need(True, True, "mean cosine between maps", shape=("units", "units")),
+        "map_gram": Need(True, True, "mean inner products of maps", shape=("units", "units")),
+        "map_ssim": Need(True, True, "mean structural similarity of maps", shape=("units", "units")),
+        "map_psnr": Need(True, True, "mean PSNR between maps, in dB", shape=("units", "units")),
+        "map_fsim": Need(True, True, "mean FSIM between maps", shape=("units", "units")),
+        "phash_similarity": Need(True, True, "mean share of equal hash bits", shape=("units", "units")),
         "activation_taylor_abs": Need(True, True, "mean over examples of the mean over positions of |dL/dA A|"),
     }
 )
@@ -55,7 +72,8 @@ class Criterion:
 
     `function` takes one keyword argument per name in `needs`, for one place (tensor and dimension) of a group, and
     returns (units,) scores; higher means keep. `places` are the roles of the places that it reads, an empty tuple
-    means any. `reduction` combines the scores of a group's places.
+    means any. `reduction` combines the scores of a group's places. `ordered` criteria depend on the order of the units
+    by definition.
     """
 
     name: str
@@ -64,6 +82,7 @@ class Criterion:
     places: tuple[Role, ...] = ("out",)
     reduction: Reduction = "mean"
     paper: str = ""
+    ordered: bool = False
 
     @property
     def data_needs(self) -> frozenset[str]:
@@ -109,6 +128,29 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             _criterion(similarity.cshe, "weight", "kernels", paper="Shao et al., IJMLC 2022 (reconstructed)"),
             _criterion(
                 similarity.ccprune, "weight", "norm_scale", paper="Chen et al., Neurocomputing 2021 (reconstructed)"
+            ),
+            _criterion(maps.apoz, "zero_fraction", paper="Hu et al., 2016, arXiv:1607.03250"),
+            _criterion(maps.activation_entropy, "pooled", paper="Luo, Wu, 2017, arXiv:1706.05791"),
+            _criterion(maps.hrank, "map_rank", paper="Lin et al., CVPR 2020, arXiv:2002.10179"),
+            _criterion(maps.msd_mcs, "map_std", "map_cosine", paper="Li et al., IJCAI 2020, arXiv:2005.12193"),
+            _criterion(maps.qsfm, "map_ssim", "map_l1", paper="Wang et al., 2021, arXiv:2105.06052"),
+            _criterion(maps.qsfm_psnr, "map_psnr", "map_l1", paper="Wang et al., 2021, arXiv:2105.06052"),
+            _criterion(maps.fcs_bins, "map_gram", "map_l1", paper="Yang, Xiao, 2022 (reconstructed)"),
+            replace(
+                _criterion(maps.phash_hamming, "phash_similarity", paper="Li et al., Pattern Recognition Letters 2023"),
+                ordered=True,
+            ),
+            _criterion(maps.fsim_entropy, "map_entropy_2d", "map_fsim", paper="Liu et al., 2023 (reconstructed)"),
+            _criterion(maps.dct_uniqueness, "dct_uniqueness", paper="Zhang et al., 2023 (reconstructed)"),
+            _criterion(maps.hrel, "label_information", paper="Sarvani et al., 2022, arXiv:2202.10716"),
+            _criterion(maps.trace_ratio, "class_scatter", paper="Hu et al., TNNLS 2023"),
+            _criterion(maps.hidden_entropy, "positive_fraction", paper="Mantena, Sim, SLT 2016 (reconstructed)"),
+            _criterion(gradients.mean_gradient, "activation_gradient", paper="Liu, Wu, 2019 (reconstructed)"),
+            _criterion(
+                gradients.sensitivity_hessian,
+                "weight",
+                "weight_gradient_square",
+                paper="Yang, Liu, Neurocomputing 2022",
             ),
             _criterion(gradients.taylor_weight, "weight", "weight_gradient_square", paper=_TAYLOR_WEIGHT),
             _criterion(gradients.taylor_joint, "unit_taylor", paper=_TAYLOR_WEIGHT),

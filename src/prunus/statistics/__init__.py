@@ -2,5 +2,6 @@
 
 from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
+from .map_accumulators import MAP_ACCUMULATORS
 
-__all__ = ["collect", "ACCUMULATORS", "NEED_GRAPH", "NOT_COLLECTED"]
+__all__ = ["collect", "ACCUMULATORS", "MAP_ACCUMULATORS", "NEED_GRAPH", "NOT_COLLECTED"]

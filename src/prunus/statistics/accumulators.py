@@ -136,11 +136,13 @@ class Channel:
 
 
 class ActivationTaylor:
-    """Mean over examples of |mean over positions of dL/dA * A| per unit (or with the absolute value inside)."""
+    """Mean over examples of |mean over positions of dL/dA * A| per unit (or with the absolute value inside, or of dL/dA
+    alone)."""
 
-    def __init__(self, channels: Sequence[Channel], abs_inside: bool) -> None:
+    def __init__(self, channels: Sequence[Channel], abs_inside: bool, times_output: bool = True) -> None:
         self._channels = channels
         self._abs_inside = abs_inside
+        self._times_output = times_output
         self.parameters: frozenset[str] = frozenset()
         self.modules = frozenset(channel.module for channel in channels)
         self._index = _PositionIndex()
@@ -166,7 +168,8 @@ class ActivationTaylor:
                 f"output of {channel.module!r} has shape {tuple(output.shape)} for {examples} examples, but the graph "
                 f"has {channel.axis.size} channels: collect on the traced model, with examples in the first dimension"
             )
-        product = output.double() * gradient.double() * examples
+        product = gradient.double() * examples
+        product = product * output.double() if self._times_output else product
         product = product.abs() if self._abs_inside else product
         product = product.movedim(dim, -1).reshape(examples, -1, channel.axis.size).mean(1)
         positions = self._index.of(channel.axis, channel.group, product.device)
@@ -221,6 +224,10 @@ def _activation_taylor_abs(model: nn.Module, graph: Graph | None) -> Accumulator
     return ActivationTaylor(_channels(model, graph), abs_inside=True)
 
 
+def _activation_gradient(model: nn.Module, graph: Graph | None) -> Accumulator:
+    return ActivationTaylor(_channels(model, graph), abs_inside=False, times_output=False)
+
+
 ACCUMULATORS: Mapping[str, Callable[[nn.Module, Graph | None], Accumulator]] = MappingProxyType(
     {
         "weight_gradient": _gradient,
@@ -229,11 +236,14 @@ ACCUMULATORS: Mapping[str, Callable[[nn.Module, Graph | None], Accumulator]] = M
         "gate_taylor": _gate_taylor,
         "activation_taylor": _activation_taylor,
         "activation_taylor_abs": _activation_taylor_abs,
+        "activation_gradient": _activation_gradient,
     }
 )
 """By need; each makes an accumulator for a model and its graph."""
 
-NEED_GRAPH = frozenset({"unit_taylor", "gate_taylor", "activation_taylor", "activation_taylor_abs"})
+NEED_GRAPH = frozenset(
+    {"unit_taylor", "gate_taylor", "activation_taylor", "activation_taylor_abs", "activation_gradient"}
+)
 """Needs that are about units, and so have to know the graph."""
 
 

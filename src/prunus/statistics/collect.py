@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import InputError, UnknownNameError
+from ..graph.recorder import ModuleStack
 from ..types import Graph, Statistics
 from .accumulators import ACCUMULATORS, NEED_GRAPH, Accumulator, Batch
+from .map_accumulators import MAP_ACCUMULATORS, MapAccumulator
+from .sites import MapMode, Site
 from .state import preserved, seeded
 
 Loss = Callable[[Any, Any], Tensor]
 
-NOT_COLLECTED = frozenset({"weight", "generator"})
+NOT_COLLECTED = frozenset({"weight", "kernels", "norm_scale", "norm_shift", "generator"})
 """Needs of criteria that take no data; they may be asked for and are passed over."""
 
 
@@ -42,8 +46,9 @@ def collect(
     Args:
         model: the traced one.
         batches: (inputs, target) pairs, examples first; inputs are a tensor, a tuple of positional or a dict of keyword
-            arguments. Or dicts that are passed to the model whole, which then returns its own `loss`.
-        needs: names in `ACCUMULATORS`, for instance `CRITERIA["taylor_weight"].data_needs`.
+            arguments. Or dicts that are passed to the model whole, which then returns its own `loss`. Where no need
+            reads gradients or labels, bare input tensors will do.
+        needs: names in `ACCUMULATORS` or `MAP_ACCUMULATORS`, for instance `CRITERIA["taylor_weight"].data_needs`.
         loss: (output, target) -> mean loss over the batch, a scalar. None is the output's own `loss` if it has one,
             else cross-entropy for integer targets.
         graph: of the model; needed by what is collected per unit.
@@ -77,9 +82,11 @@ def collect(
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        accumulators = {need: ACCUMULATORS[need](model, graph) for need in wanted}
-        count, examples = _run(model, batches, accumulators.values(), loss, where, max_batches)
-        values = {need: accumulator.result() for need, accumulator in accumulators.items()}
+        accumulators = {need: ACCUMULATORS[need](model, graph) for need in wanted if need in ACCUMULATORS}
+        maps = {} if graph is None else {n: MAP_ACCUMULATORS[n](graph) for n in wanted if n in MAP_ACCUMULATORS}
+        watchers = _Watchers(list(accumulators.values()), list(maps.values()))
+        count, examples = _run(model, batches, watchers, loss, where, max_batches)
+        values = {need: accumulator.result() for need, accumulator in (accumulators | maps).items()}
     return Statistics(values, count, examples)
 
 
@@ -88,46 +95,88 @@ def _checked_needs(needs: Iterable[str], graph: Graph | None, max_batches: int |
         needs = (needs,)
     wanted = sorted(set(needs) - NOT_COLLECTED)
     for need in wanted:
-        if need not in ACCUMULATORS:
-            raise UnknownNameError.of("need", need, ACCUMULATORS)
-        if need in NEED_GRAPH and graph is None:
+        if need not in ACCUMULATORS and need not in MAP_ACCUMULATORS:
+            raise UnknownNameError.of("need", need, (*ACCUMULATORS, *MAP_ACCUMULATORS))
+        if (need in NEED_GRAPH or need in MAP_ACCUMULATORS) and graph is None:
             raise InputError(f"collecting {need!r} is done per unit: give graph=prunus.trace(model, example_inputs)")
     if max_batches is not None and max_batches < 1:
         raise InputError(f"max_batches={max_batches} must be 1 or more, or None for all")
     return wanted
 
 
+@dataclass(frozen=True)
+class _Watchers:
+    """Everything that looks at a forward and backward pass."""
+
+    gradients: list[Accumulator]
+    maps: list[MapAccumulator]
+
+    @contextmanager
+    def seeing(self, model: nn.Module, labels: Tensor | None) -> Iterator[None]:
+        """Feed the map accumulators while the model runs."""
+        if not self.maps:
+            yield
+            return
+        by_site: dict[Site, list[MapAccumulator]] = {}
+        for accumulator in self.maps:
+            for site in accumulator.sites.values():
+                by_site.setdefault(site, []).append(accumulator)
+
+        def see(site: Site, output: Tensor) -> None:
+            maps = site.maps(output)
+            for accumulator in by_site[site]:
+                accumulator.see(site.key, maps, labels)
+
+        stack = ModuleStack(model)
+        with stack.watching(), MapMode(stack, by_site, see):
+            yield
+
+
 def _run(
     model: nn.Module,
     batches: Iterable[Any],
-    accumulators: Iterable[Accumulator],
+    watchers: _Watchers,
     loss: Loss | None,
     device: torch.device,
     max_batches: int | None,
 ) -> tuple[int, int]:
     """Feed every accumulator; returns the numbers of batches and of examples."""
-    accumulators = list(accumulators)
-    names = frozenset().union(*(a.parameters for a in accumulators))
+    names = frozenset().union(*(a.parameters for a in watchers.gradients))
     parameters = {name: p for name, p in model.named_parameters() if name in names}
-    modules = frozenset().union(*(a.modules for a in accumulators))
+    modules = frozenset().union(*(a.modules for a in watchers.gradients))
     count = examples = 0
     for given in batches:
         batch = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, given)
-        with _watched(model, modules) as seen:
-            value = _loss(model, batch, loss, count)
-            outputs = [(module, output) for module, calls in seen.items() for output in calls]
+        size = _examples(batch)
+        if not watchers.gradients:
+            inputs, labels = _parts(batch)
+            with torch.no_grad(), watchers.seeing(model, labels):
+                _call(model, inputs)
+        else:
+            with _watched(model, modules) as seen, watchers.seeing(model, _parts(batch)[1]):
+                value = _loss(model, batch, loss, count)
+                outputs = [(module, output) for module, calls in seen.items() for output in calls]
             wanted = [*parameters.values(), *(output for _, output in outputs)]
             gradients = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
-        size = _examples(batch)
-        result = _as_batch(size, parameters, outputs, gradients)
-        for accumulator in accumulators:
-            accumulator.add(result)
+            result = _as_batch(size, parameters, outputs, gradients)
+            for accumulator in watchers.gradients:
+                accumulator.add(result)
         count, examples = count + 1, examples + size
         if count == max_batches:
             break
     if not count:
         raise InputError("batches: there are none; give at least one (inputs, target) pair")
     return count, examples
+
+
+def _parts(batch: Any) -> tuple[Any, Tensor | None]:
+    """The inputs of a batch, and its class numbers if it has some."""
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+        return batch, labels if isinstance(labels, Tensor) else None
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1] if isinstance(batch[1], Tensor) else None
+    return batch, None
 
 
 def _as_batch(
