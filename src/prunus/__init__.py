@@ -25,6 +25,8 @@ _HOMES = {
     "Pruned": "surgery",
     "prune_vocabulary": "surgery",
     "token_map": "surgery",
+    "sparsify": "surgery",
+    "Sparsified": "surgery",
     "save": "surgery",
     "load": "surgery",
     "to_json": "surgery",
@@ -41,7 +43,19 @@ if TYPE_CHECKING:
     from .graph import trace
     from .pipeline import run
     from .statistics import collect
-    from .surgery import Pruned, apply, from_json, load, prune, prune_vocabulary, save, to_json, token_map
+    from .surgery import (
+        Pruned,
+        Sparsified,
+        apply,
+        from_json,
+        load,
+        prune,
+        prune_vocabulary,
+        save,
+        sparsify,
+        to_json,
+        token_map,
+    )
 
 __all__ = [
     "trace",
@@ -53,6 +67,8 @@ __all__ = [
     "Pruned",
     "prune_vocabulary",
     "token_map",
+    "sparsify",
+    "Sparsified",
     "evaluate",
     "save",
     "load",

@@ -10,6 +10,7 @@ from .allocations import ALLOCATIONS
 from .budgets import COSTS, MEASURED, Budget, budgets_of
 from .latency import LatencyAttempt, LatencyResult, meet_latency
 from .latency_table import LatencyTable, measure_latency_table, predict, seconds_of
+from .layerwise import LAYERWISE, Allocation, LayerUnits
 from .normalising import NORMALISERS
 from .planning import plan, plan_at, plan_within
 from .rules import Rules
@@ -25,6 +26,9 @@ __all__ = [
     "seconds_of",
     "budgets_of",
     "ALLOCATIONS",
+    "LAYERWISE",
+    "Allocation",
+    "LayerUnits",
     "COSTS",
     "MEASURED",
     "NORMALISERS",

@@ -40,9 +40,10 @@ class CriterionReport:
 def check_criterion(criterion: str | Criterion | Callable[..., Tensor], *, strict: bool = True) -> CriterionReport:
     """Run the laws of criteria on one of them.
 
-    The laws: one floating point score per unit; finite scores for ordinary, constant, zero and tiny values and for a
-    single unit; the same scores for the same values (and seed); scores that follow the units when those are reordered
-    (not asked of criteria that draw numbers, or that are defined by that order); arguments left unchanged.
+    The laws: one floating point score per unit (per weight for one of level "weight"); finite scores for ordinary,
+    constant, zero and tiny values and for a single unit; the same scores for the same values (and seed); scores that
+    follow the units when those are reordered (not asked of criteria that draw numbers, or that are defined by that
+    order); arguments left unchanged.
 
     Args:
         criterion: a name, a `Criterion` or a callable, as in `prunus.score`.
@@ -97,8 +98,9 @@ def _shape(criterion: Criterion) -> str | None:
     scores = criterion.function(**_arguments(criterion, _ordinary))
     if not isinstance(scores, Tensor):
         return f"returned a {type(scores).__name__}, not a tensor"
-    if scores.shape != (_UNITS,) or not scores.is_floating_point():
-        return f"returned {scores.dtype} of shape {tuple(scores.shape)} for {_UNITS} units"
+    wanted = (_UNITS,) if criterion.level == "unit" else (_UNITS, _ELEMENTS)
+    if scores.shape != wanted or not scores.is_floating_point():
+        return f"returned {scores.dtype} of shape {tuple(scores.shape)} where {wanted} scores were asked for"
     return None
 
 
@@ -141,7 +143,10 @@ def _equivariant(criterion: Criterion) -> str | None:
 
 
 def _reordered(need: str, value: Tensor, order: Tensor) -> Tensor:
-    return value[order][:, order] if NEEDS[need].shape == ("units", "units") else value[order]
+    shape = NEEDS[need].shape
+    if shape and shape[0] != "units":
+        return value
+    return value[order][:, order] if shape == ("units", "units") else value[order]
 
 
 def _pure(criterion: Criterion) -> str | None:

@@ -56,6 +56,12 @@ def _module(place: Place) -> str:
     return place.tensor.rpartition(".")[0]
 
 
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """For one group or layer: seeded from its name too, so that its draw does not depend on those before it."""
+    mixed = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
 class Source:
     """Where the arguments of a criterion's function come from: the model's tensors, statistics, a seed."""
 
@@ -76,7 +82,7 @@ class Source:
             InputError: a tensor is missing or not finite, or the need was not collected.
         """
         if need == "generator":
-            return self._generator(group)
+            return generator_of(self._seed, group)
         if need == "weight":
             return unit_matrix(self._tensor(place.tensor), place, group)
         if need == "kernels":
@@ -116,11 +122,6 @@ class Source:
         info = self._graph.tensors.get(name)
         names = (name, *info.aliases) if info else (name,)
         return next((n for n in names if n in mapping), None)
-
-    def _generator(self, group: str) -> torch.Generator:
-        # From the name too, so that a group's draw does not depend on the groups before it.
-        mixed = np.random.SeedSequence([self._seed, *group.encode()]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
     def _tensor(self, name: str) -> Tensor:
         found = self._name_in(self._tensors, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +101,18 @@ def _group_scores(
         arguments = {need: source.read(need, group.name, place) for need in sorted(criterion.needs)}
         if any(value is None for value in arguments.values()):
             continue
-        found.append(_checked(criterion.function(**arguments), group, criterion, place))
+        found.append(_checked(unit_scores(criterion, arguments), group, criterion, place))
         if how == "first":
             break
     if not found:
         return None
     return REDUCTIONS[how](torch.stack([scores.to(found[0]) for scores in found])).cpu()
+
+
+def unit_scores(criterion: Criterion, arguments: Mapping[str, Any]) -> Tensor:
+    """(units,) scores from (units, elements) tensors; a criterion of single weights is summed over each unit."""
+    scores = criterion.function(**arguments)
+    return scores.sum(1) if criterion.level == "weight" and scores.dim() == 2 else scores
 
 
 def _checked(scores: Tensor, group: Group, criterion: Criterion, place: Place) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..types import Role
-from . import gradients, maps, similarity, weights
+from . import elementwise, gradients, maps, similarity, weights
 
 Reduction = Literal["mean", "sum", "max", "first"]
+Level = Literal["unit", "weight"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,14 @@ class Need:
     """Something that a criterion's function takes as the argument of that name.
 
     `per_unit`: the argument is (units,), else (units, elements); `shape` says it where it is neither: names, or a
-    number. `data`: it has to be collected from data.
+    number. `data`: it comes from data. `given`: `collect` does not measure it; it is handed over in a `Statistics`.
     """
 
     per_unit: bool
     data: bool
     what: str
     shape: tuple[str | int, ...] = ()
+    given: bool = False
 
 
 NEEDS: Mapping[str, Need] = MappingProxyType(
@@ -62,18 +64,20 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "map_fsim": Need(True, True, "mean FSIM between maps", shape=("units", "units")),
         "phash_similarity": Need(True, True, "mean share of equal hash bits", shape=("units", "units")),
         "activation_taylor_abs": Need(True, True, "mean over examples of the mean over positions of |dL/dA A|"),
+        "hessian_diagonal": Need(False, True, "second derivatives of the mean loss", given=True),
+        "input_norm": Need(False, True, "L2 norm of each input feature over the data", shape=("elements",), given=True),
     }
 )
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score per unit from plain tensors.
+    """A score per unit, or per single weight, from plain tensors.
 
     `function` takes one keyword argument per name in `needs`, for one place (tensor and dimension) of a group, and
-    returns (units,) scores; higher means keep. `places` are the roles of the places that it reads, an empty tuple
-    means any. `reduction` combines the scores of a group's places. `ordered` criteria depend on the order of the units
-    by definition.
+    returns (units,) scores; higher means keep. With `level` "weight" it returns one score per entry of `weight`, in its
+    shape, instead. `places` are the roles of the places that it reads, an empty tuple means any. `reduction` combines
+    the scores of a group's places. `ordered` criteria depend on the order of the units by definition.
     """
 
     name: str
@@ -83,10 +87,11 @@ class Criterion:
     reduction: Reduction = "mean"
     paper: str = ""
     ordered: bool = False
+    level: Level = "unit"
 
     @property
     def data_needs(self) -> frozenset[str]:
-        """What `prunus.collect` has to collect for it; empty for a criterion that needs no data."""
+        """What has to come from data; empty for a criterion that needs none."""
         return frozenset(need for need in self.needs if NEEDS[need].data)
 
 
@@ -100,11 +105,16 @@ def _criterion(
     return Criterion(function.__name__, function, frozenset(needs), places, reduction, paper)
 
 
+def _elementwise(function: Callable[..., Tensor], *needs: str, paper: str = "") -> Criterion:
+    return Criterion(function.__name__, function, frozenset(needs), paper=paper, level="weight")
+
+
 _LI = "Li et al., ICLR 2017, arXiv:1608.08710"
 _SFP = "He et al., IJCAI 2018, arXiv:1808.06866"
 _FPGM = "He et al., CVPR 2019, arXiv:1811.00250"
 _SLIMMING = "Liu et al., ICCV 2017, arXiv:1708.06519"
 _TAYLOR_WEIGHT = "Molchanov et al., CVPR 2019, arXiv:1906.10771"
+_OBD = "LeCun et al., NIPS 1989"
 _TAYLOR_ACTIVATION = "Molchanov et al., ICLR 2017, arXiv:1611.06440"
 
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
@@ -157,6 +167,15 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             _criterion(gradients.taylor_gate, "gate_taylor", places=("scale",), paper=_TAYLOR_WEIGHT),
             _criterion(gradients.taylor_activation, "activation_taylor", paper=_TAYLOR_ACTIVATION),
             _criterion(gradients.taylor_activation_abs, "activation_taylor_abs", paper=_TAYLOR_ACTIVATION),
+            _elementwise(elementwise.magnitude, "weight", paper="Han et al., NIPS 2015, arXiv:1506.02626"),
+            _elementwise(elementwise.random_weight, "weight", "generator"),
+            _elementwise(
+                elementwise.snip, "weight", "weight_gradient", paper="Lee et al., ICLR 2019, arXiv:1810.02340"
+            ),
+            _elementwise(elementwise.taylor_element, "weight", "weight_gradient_square", paper=_TAYLOR_WEIGHT),
+            _elementwise(elementwise.obd, "weight", "hessian_diagonal", paper=_OBD),
+            _elementwise(elementwise.obd_fisher, "weight", "weight_gradient_square", paper=_OBD),
+            _elementwise(elementwise.wanda, "weight", "input_norm", paper="Sun et al., ICLR 2024, arXiv:2306.11695"),
         )
     }
 )

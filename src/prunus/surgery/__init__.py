@@ -8,6 +8,8 @@ from .leave_out import leave_out_failing
 from .prune import Pruned, PruneOptions, prune
 from .report import Report, Width, report_of
 from .serialise import from_json, to_json
+from .sparsified import LayerSparsity, Sparsified, SparsityReport
+from .sparsify import SparsifyOptions, sparsify
 from .store import Manifest, load, read_manifest, read_plans, save
 from .verify import Verified
 from .vocabulary import PrunedVocabulary, prune_vocabulary, token_map
@@ -17,6 +19,11 @@ __all__ = [
     "prune",
     "Pruned",
     "PruneOptions",
+    "sparsify",
+    "Sparsified",
+    "SparsifyOptions",
+    "SparsityReport",
+    "LayerSparsity",
     "Report",
     "PrunedVocabulary",
     "prune_vocabulary",
