@@ -144,8 +144,11 @@ def fcs_bins(map_gram: Tensor, map_l1: Tensor, bins: int = 4) -> Tensor:
 
     units = len(map_l1)
     bins = max(1, min(bins, len(map_l1.unique())))
-    norms = map_l1.double().cpu().numpy()[:, None]
-    label = torch.from_numpy(KMeans(bins, random_state=0).fit_predict(norms)).long()
+    norms = map_l1.double().cpu()
+    # Started at quantiles, so that neither chance nor the order of the units decides.
+    start = norms.quantile((torch.arange(bins, dtype=torch.float64) + 0.5) / bins)[:, None].numpy()
+    clusters = KMeans(bins, init=start, n_init=1)  # pyright: ignore[reportArgumentType]
+    label = torch.from_numpy(clusters.fit_predict(norms[:, None].numpy())).long()
     length = map_gram.double().diagonal().clamp_min(0).sqrt()
     cosine = map_gram.double() / (length[:, None] * length[None, :]).clamp_min(_TINY)
     same = (label[:, None] == label[None, :]).double()
