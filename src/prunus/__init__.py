@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "trace": "graph",
+    "blocks": "graph",
     "collect": "statistics",
     "score": "criteria",
     "CRITERIA": "criteria",
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from .allocation import plan
     from .criteria import CRITERIA, check_criterion, score
     from .evaluation import evaluate
-    from .graph import trace
+    from .graph import blocks, trace
     from .pipeline import run
     from .statistics import collect
     from .surgery import (
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "trace",
+    "blocks",
     "collect",
     "score",
     "plan",

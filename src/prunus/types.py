@@ -195,6 +195,51 @@ class Graph:
         raise InputError(f"no group named {name!r}; the graph has {', '.join(g.name for g in self.groups[:8])} ...")
 
 
+# ------------------------------------------------------------------------------------------------------------ depth
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A module that goes, and how.
+
+    "delete" takes it out of its Sequential or ModuleList, so that later ones move up; "bypass" puts in its place a
+    module that gives back its input; "zero" one that gives zeros of its input's shape, and "drop", like "bypass", goes
+    with a zeroed module that alone reads it. `argument` is the input concerned, by position ("0") or keyword;
+    `returned` is the length of the tuple that the module returned (0: a tensor), `output` the position in it.
+    """
+
+    module: str
+    how: Literal["delete", "bypass", "zero", "drop"]
+    argument: str = "0"
+    returned: int = 0
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A unit of depth: a module that adds residual branches to its own input ("block"), or one such branch ("branch").
+
+    Attributes:
+        name: of the module; of a branch the largest module in it.
+        removals: the modules that go with it; () where it cannot be removed.
+        parameters, macs: what it costs; multiply-accumulates of one sample.
+        enters, leaves: (module, argument or output position) where its input can be seen, and what it gives: the output
+            of a block, the summand of a branch.
+        exact: leaving it out equals zeroing its branches. Not so where it normalises or rectifies the sum.
+        why_not: why it cannot be removed; "" where it can.
+    """
+
+    name: str
+    unit: Literal["block", "branch"]
+    removals: tuple[Removal, ...] = ()
+    parameters: int = 0
+    macs: int = 0
+    enters: tuple[str, str] = ("", "0")
+    leaves: tuple[str, int] = ("", 0)
+    exact: bool = True
+    why_not: str = ""
+
+
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
@@ -312,8 +357,9 @@ class Plan:
 
     `neutral` is False when some cut group is not neutral (see `Group`): then zeroing units differs from removing them,
     and the model that the cut one must equal also leaves them out of the statistics in `reductions`. Where `vocabulary`
-    is given, tokens are removed, and `inputs` hold new ids. `example` is not stored: the real example inputs, for the
-    numerical check.
+    is given, tokens are removed, and `inputs` hold new ids. `depth` are the modules that go first: all other names in
+    the plan are those of the model without them. `example` is not stored: the real example inputs, for the numerical
+    check.
     """
 
     cuts: tuple[Cut, ...]
@@ -327,6 +373,7 @@ class Plan:
     criterion: str = ""
     reductions: tuple[Reduction, ...] = ()
     vocabulary: Vocabulary | None = None
+    depth: tuple[Removal, ...] = ()
     example: Any = field(default=None, compare=False, repr=False)
 
 

@@ -80,3 +80,18 @@ def budget(pairs: Sequence[str] | None) -> dict[str, float | str] | None:
     if not pairs:
         return None
     return {key: value if isinstance(value, (int, float)) else str(value) for key, value in keywords(pairs).items()}
+
+
+def amount(texts: Sequence[str] | None) -> float | int | list[str] | None:
+    """What `--depth` says: one number is a share or a count, anything else names.
+
+    >>> amount(["0.25"]), amount(["3"]), amount(["layer1.0", "layer1.1"])
+    (0.25, 3, ['layer1.0', 'layer1.1'])
+    """
+    if not texts:
+        return None
+    if len(texts) == 1:
+        value = yaml.safe_load(texts[0]) if texts[0].strip() else texts[0]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+    return list(texts)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .models import Named
-from .options import Data, Json, Keywords, ModelName, Shape, Weights, budget
+from .options import Data, Json, Keywords, ModelName, Shape, Weights, amount, budget
 from .output import Output, table
 
 
@@ -22,6 +22,10 @@ def prune(
         typer.Option("--target", "-t", help="macs=0.5, params=10M, bytes=2MB, latency=8ms; repeat it."),
     ] = None,
     ratio: Annotated[float | None, typer.Option(help="Share of units to remove, instead of --target.")] = None,
+    depth: Annotated[
+        list[str] | None,
+        typer.Option(help="Blocks to leave out first: a share, a number, or a name; repeat it for several names."),
+    ] = None,
     criterion: Annotated[str, typer.Option(help="A criterion's name, or package.module:function.")] = "l2_norm",
     scope: Annotated[str, typer.Option(help="group: the same share everywhere; global: the worst units.")] = "global",
     keep: Annotated[list[str] | None, typer.Option(help="A module or pattern that stays whole; repeat it.")] = None,
@@ -46,8 +50,13 @@ def prune(
     check_writable(out)
     named = Named(model, weights, kwarg, input_shape, data)
     wanted = budget(target)
+    left_out = amount(depth)
     said = ", ".join(
-        f"{name} {value}" for name, value in ({"ratio": ratio} if ratio is not None else wanted or {}).items()
+        f"{name} {value}"
+        for name, value in {
+            **({"depth": left_out} if depth else {}),
+            **({"ratio": ratio} if ratio is not None else wanted or {}),
+        }.items()
     )
     speak.say(f"prunus prune: {model} to {said} by {criterion}, verified, into {out}")
     result = cut(
@@ -55,6 +64,7 @@ def prune(
         named.example(),
         criterion=criterion_named(criterion),
         scope=scope,
+        depth=left_out,
         keep=keep or (),
         round_to=round_to,
         data=_batches(data, batches, seed) if data else None,
@@ -75,11 +85,13 @@ def prune(
             "before": asdict(report.before),
             "after": asdict(report.after),
             "criterion": report.criterion,
+            "depth": list(report.depth),
             "groups": [asdict(width) for width in report.widths],
             "refused": [asdict(refusal) for refusal in result.refused],
             "notes": list(report.notes),
         },
         table(f"{model}, pruned: {out}", ("", "before", "after", "change"), rows),
+        *([table("left out whole", ("block",), [(name,) for name in report.depth])] if report.depth else []),
         *([table("left alone, and why", ("what", "reason", "what to do"), refused)] if refused else []),
     )
 

@@ -4,12 +4,14 @@
 tensors (`weights.py`, `gradients.py`: grouped by what they need) and a line in `CRITERIA`.
 """
 
+from .blocks import block_magnitude
 from .laws import CriterionReport, check_criterion
 from .scoring import REDUCTIONS, score
 from .table import CRITERIA, NEEDS, Criterion, criterion_of
 
 __all__ = [
     "score",
+    "block_magnitude",
     "check_criterion",
     "CRITERIA",
     "NEEDS",

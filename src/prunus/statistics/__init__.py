@@ -2,6 +2,7 @@
 
 from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
+from .influence import block_influence
 from .map_accumulators import MAP_ACCUMULATORS
 
-__all__ = ["collect", "ACCUMULATORS", "MAP_ACCUMULATORS", "NEED_GRAPH", "NOT_COLLECTED"]
+__all__ = ["block_influence", "collect", "ACCUMULATORS", "MAP_ACCUMULATORS", "NEED_GRAPH", "NOT_COLLECTED"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .bypass import Bypass
 from .cut import apply, plans_of
 from .files import check_writable, read_weights
 from .leave_out import leave_out_failing
@@ -16,6 +17,7 @@ from .vocabulary import PrunedVocabulary, prune_vocabulary, token_map
 
 __all__ = [
     "apply",
+    "Bypass",
     "prune",
     "Pruned",
     "PruneOptions",

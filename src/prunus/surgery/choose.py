@@ -29,7 +29,7 @@ from ..allocation.rules import check_ratio
 from ..errors import BudgetError, InputError, UnknownNameError
 from ..graph import inputs as example
 from ..graph.counting import size_of
-from ..types import Graph, Plan, Scores
+from ..types import Graph, Plan, Scores, Size
 from .cut import apply
 from .tensors import copy_with, device_of
 
@@ -48,6 +48,11 @@ class Aim:
     ratio: float | Mapping[str, float] | None
     target: Mapping[str, float | str] | None
     rules: Rules
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither a ratio nor a target is given."""
+        return self.ratio is None and self.target is None
 
     def check(self) -> None:
         """Raise for what is wrong whatever the model is."""
@@ -77,6 +82,14 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Dense:
+    """The model that targets refer to, where the one that is cut is no longer whole."""
+
+    model: nn.Module
+    size: Size
+
+
 def choose(
     aim: Aim,
     model: nn.Module,
@@ -85,6 +98,7 @@ def choose(
     *,
     quality: Measure | None = None,
     seconds: Measure | None = None,
+    dense: Dense | None = None,
 ) -> Chosen:
     """The plan for a ratio, or the least cut with which all targets hold ("max_drop" alone: the deepest one).
 
@@ -94,6 +108,7 @@ def choose(
         graph, scores: of it.
         quality: model -> number, higher is better; needed by "max_drop".
         seconds: model -> seconds of one run on the example inputs, for "latency"; default `TimedInTurns`.
+        dense: what the targets are fractions of; default the model itself.
 
     Raises:
         BudgetError: the targets cannot be met, alone or together.
@@ -106,40 +121,45 @@ def choose(
     counted = {name: value for name, value in target.items() if name in COSTS}
     if drop is not None and quality is None:
         raise InputError("target 'max_drop' is measured: give data=, batches of (inputs, target), or quality=")
-    budgets = budgets_of(counted, size_of(graph)) if counted or not target else ()
+    dense = dense or Dense(model, size_of(graph))
+    budgets = budgets_of(counted, dense.size) if counted or not target else ()
     if latency is not None:
-        chosen = _within_latency(_Latency(model, graph, budgets, seconds), scores, latency, aim.rules)
+        chosen = _within_latency(_Latency(model, dense.model, graph, budgets, seconds), scores, latency, aim.rules)
     elif budgets:
         chosen = Chosen(plan_within(graph, scores, budgets, aim.rules))
     else:
         assert drop is not None
         assert quality is not None
-        return _within_drop(aim, model, graph, scores, drop, quality)
-    return chosen if drop is None else _checked_drop(chosen, model, drop, quality)
+        return _within_drop(aim, (model, dense.model), graph, scores, drop, quality)
+    return chosen if drop is None else _checked_drop(chosen, (model, dense.model), drop, quality)
 
 
 def _within_drop(
-    aim: Aim, model: nn.Module, graph: Graph, scores: Scores, drop: float | str, quality: Measure
+    aim: Aim, models: tuple[nn.Module, nn.Module], graph: Graph, scores: Scores, drop: float | str, quality: Measure
 ) -> Chosen:
-    """The deepest cut that loses at most so much."""
+    """The deepest cut of the first model that loses at most so much against the second."""
+    model, dense = models
     result = meet_drop(
         graph,
         scores,
         drop,  # type: ignore[arg-type]  # checked there
         quality=lambda plan: quality(apply(model, plan, verify=False)),
-        dense_quality=quality(model),
+        dense_quality=quality(dense),
         rules=aim.rules,
     )
     note = f"quality {result.quality:.4f} of {result.dense_quality:.4f}, measured on the data given"
     return Chosen(result.plan, (note,))
 
 
-def _checked_drop(chosen: Chosen, model: nn.Module, drop: float | str, quality: Measure | None) -> Chosen:
-    """The plan of the other targets, if it loses no more than it may."""
+def _checked_drop(
+    chosen: Chosen, models: tuple[nn.Module, nn.Module], drop: float | str, quality: Measure | None
+) -> Chosen:
+    """The plan of the other targets, if the first model loses no more by it against the second than it may."""
     assert quality is not None
+    model, whole = models
     if isinstance(drop, bool) or not isinstance(drop, int | float) or not drop >= 0:
         raise InputError(f"max_drop={drop!r} must be a number >= 0 in the unit of quality, such as 0.01")
-    dense, cut = quality(model), quality(apply(model, chosen.plan, verify=False))
+    dense, cut = quality(whole), quality(apply(model, chosen.plan, verify=False))
     if dense - cut > drop:
         raise BudgetError(
             f"max_drop={drop:g} does not hold together with the other targets: meeting them takes the quality from "
@@ -151,6 +171,7 @@ def _checked_drop(chosen: Chosen, model: nn.Module, drop: float | str, quality: 
 @dataclass(frozen=True)
 class _Latency:
     model: nn.Module
+    dense: nn.Module
     graph: Graph
     budgets: tuple[Budget, ...]
     seconds: Measure | None
@@ -159,13 +180,14 @@ class _Latency:
 def _within_latency(given: _Latency, scores: Scores, wanted: float | str, rules: Rules) -> Chosen:
     """Predicted from measured layer times, then measured on the cut model itself."""
     model, graph = given.model, given.graph
-    measure = given.seconds or TimedInTurns(model, graph.example)
-    dense = measure(model)
+    measure = given.seconds or TimedInTurns(given.dense, graph.example)
+    dense = measure(given.dense)
+    own = dense if model is given.dense else measure(model)
     result = meet_latency(
         graph,
         scores,
         seconds_of(wanted, dense),
-        table=measure_latency_table(model, graph, dense),
+        table=measure_latency_table(model, graph, own),
         measure=lambda plan: measure(apply(model, plan, verify=False)),
         rules=rules,
         budgets=given.budgets,

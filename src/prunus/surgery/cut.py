@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..errors import InputError, SurgeryError
 from ..types import AttributeChange, Plan
 from . import attributes, tensors
+from .depth import check_depth, remove, shallower
 from .layers import Resized, is_known, mended, refresh, shapes_of
-from .verify import Verified
+from .verify import Verified, example_of
 from .verify import verify as verify_cut
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -55,12 +56,18 @@ def plans_of(model: nn.Module) -> tuple[Plan, ...]:
     return tuple(getattr(model, PLANS, ()))
 
 
+def remember(result: ModuleT, model: nn.Module, plan: Plan) -> ModuleT:
+    """Say that `plan` made `result` from `model`."""
+    setattr(result, PLANS, _Plans((*plans_of(model), replace(plan, example=None))))
+    return result
+
+
 def apply(model: ModuleT, plan: Plan, inplace: bool = False, *, verify: bool = True) -> ModuleT:
     """Remove what the plan says from the model's tensors, and mend its attributes.
 
     Args:
         model: the model that the plan was made for, dense as it was then. Left exactly as it is unless `inplace`.
-        plan: from `prunus.plan`, or read with `prunus.from_json`.
+        plan: from `prunus.plan`, or read with `prunus.from_json`. Its `depth` goes first, then its cuts.
         inplace: change `model` itself. All or nothing: on any error it is exactly as before. Parameters that are cut
             become new objects without gradients, so build the optimiser afterwards.
         verify: trace the result and compare every operator's shape with the plan, and its outputs with those of the
@@ -79,18 +86,33 @@ def apply(model: ModuleT, plan: Plan, inplace: bool = False, *, verify: bool = T
 
 def applied(model: ModuleT, plan: Plan, inplace: bool, *, verify: bool) -> tuple[ModuleT, Verified | None]:
     """`apply`, and what was proven of the result; None without `verify`."""
-    staged = stage(model, plan)
-    history = _Plans((*plans_of(model), replace(plan, example=None)))
+    whole = shallower(model, plan.depth) if isinstance(plan, Plan) and plan.depth else model
+    staged = stage(whole, plan)
     if inplace and not verify:
-        _commit(model, staged, history)
+        _commit_all(model, plan, staged)
         return model, None
-    result = _build(model, staged, share_rest=inplace)
-    verified = verify_cut(model, result, plan) if verify else None
+    result = _build(whole, staged, share_rest=inplace)
+    if verify and plan.depth:
+        check_depth(model, whole, plan.depth, example_of(plan))
+    verified = verify_cut(whole, result, plan) if verify else None
     if inplace:
-        _commit(model, staged, history)
+        _commit_all(model, plan, staged)
         return model, verified
-    setattr(result, PLANS, history)
-    return result, verified
+    return remember(result, model, plan), verified
+
+
+def _commit_all(model: nn.Module, plan: Plan, staged: Staged) -> None:
+    """Depth and width in the model itself, or neither."""
+    history = _Plans((*plans_of(model), replace(plan, example=None)))
+    if not plan.depth:
+        _commit(model, staged, history)
+        return
+    undo = remove(model, plan.depth)
+    try:
+        _commit(model, stage(model, plan), history)
+    except BaseException:
+        undo()
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------- stage

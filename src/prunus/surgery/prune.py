@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -15,12 +15,14 @@ from ..allocation import Rules
 from ..criteria import Criterion, criterion_of, score
 from ..criteria.reading import all_finite
 from ..errors import BudgetError, InputError, SurgeryError, UnknownNameError
-from ..graph import KINDS, trace
+from ..graph import KINDS, plan_from, trace
 from ..statistics import collect
 from ..types import Graph, Plan, Refusal, Scores
-from .choose import Aim, Chosen, choose
-from .cut import applied, plans_of
+from .choose import Aim, Chosen, Dense, choose
+from .choose_blocks import BlockScore
+from .cut import applied, apply, plans_of, remember
 from .leave_out import leave_out_failing
+from .prune_depth import Shallow, Wanted, leave_out
 from .report import Report, report_of
 from .verify import Verified
 
@@ -40,7 +42,7 @@ class Pruned(Generic[ModuleT]):
         report: sizes before and after; `print(result.report)` shows a table.
         refused: what was left alone and why: first groups whose cut failed verification, then what tracing could not
             prune.
-        graph: of the dense model.
+        graph: of the dense model, without what `depth` left out.
         scores: that the plan was made from.
         verified: what was proven of the model: outputs equal to those of the dense model without the removed units, or
             shapes only and why; None with verify=False.
@@ -78,6 +80,9 @@ class PruneOptions:
             inputs, on the model's device.
         verify: prove the result; see `prunus.apply`.
         seed: of random criteria and of dropout while collecting.
+        depth_criterion: how blocks are ranked: "similarity", "magnitude", or a callable (block, model) -> number,
+            higher means keep. Default: "similarity" on `data` if it is given, else "magnitude". See `block_scores`.
+        depth_unit: what a share or number in `depth` counts: "block", or "branch" (attention or feed-forward alone).
     """
 
     round_to: int | Mapping[str, int] = 1
@@ -94,6 +99,8 @@ class PruneOptions:
     seconds: Callable[[nn.Module], float] | None = None
     verify: bool = True
     seed: int = 0
+    depth_criterion: str | BlockScore | None = None
+    depth_unit: str = "block"
 
 
 def prune(
@@ -105,6 +112,7 @@ def prune(
     criterion: str | Criterion | Callable[..., Tensor] = "l2_norm",
     keep: Any = (),
     scope: str = "group",
+    depth: float | int | Sequence[str] | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     inplace: bool = False,
@@ -122,11 +130,14 @@ def prune(
         criterion: a name in `prunus.criteria.CRITERIA`, a `Criterion`, or a callable of the weights (units, elements).
         keep: modules that stay whole: names, glob patterns or modules.
         scope: "group" removes the same ratio everywhere, "global" the worst units wherever they are.
+        depth: residual blocks (layers) to leave out first: a share (0.25), a number of them (3), or names and patterns,
+            of single branches too ("layers.3.mlp"). Then ratio or target, which may be absent, are met by width;
+            targets stay fractions of the whole model. In plan and result later blocks have moved up in name.
         data: batches of (inputs, target), for criteria that need gradients or activations and for "max_drop".
         loss: (output, target) -> scalar; default cross-entropy.
         inplace: change `model` itself; all or nothing.
         options: only (kinds of units), round_to, min_keep, max_ratio, normalise, fallback, quality, seconds, verify,
-            seed and more; see `PruneOptions`.
+            seed, depth_criterion, depth_unit and more; see `PruneOptions`.
 
     Returns:
         The smaller model with plan, report and refusals. Groups whose cut does not verify are left whole and listed in
@@ -153,14 +164,25 @@ def prune(
     measure = criterion_of(criterion)
     aim = Aim(ratio, target, Rules(scope, **_among(chosen_options, Rules)))
     data = list(data) if isinstance(data, Iterator) else data
-    _check(model, measure, data, aim)
-    graph = trace(model, example_inputs, keep, chosen_options.outputs)
-    scores = _only(_scores(model, graph, measure, data, loss, chosen_options), graph, chosen_options.only)
-    cut = _Cutting(model, graph, aim, data, chosen_options)
-    (result, verified), chosen, refused = cut.until_verified(scores, inplace)
-    report = report_of(graph, chosen.plan, (*chosen.notes, *_notes(verified)))
-    left_alone = (*refused, *graph.unprunable)
-    return Pruned(result, replace(chosen.plan, example=None), report, left_alone, graph, scores, verified)
+    _check(model, measure, data, aim, depth)
+    if depth is not None:
+        wanted = Wanted(depth, chosen_options.depth_criterion, chosen_options.depth_unit, chosen_options.max_batches)
+        shallow = leave_out(model, example_inputs, wanted, keep=keep, outputs=chosen_options.outputs, data=data)
+    else:
+        shallow = Shallow(model, trace(model, example_inputs, keep, chosen_options.outputs))
+    graph, scores = shallow.graph, Scores(measure.name, {})
+    if not aim.is_empty:
+        scores = _scores(shallow.model, graph, measure, data, loss, chosen_options)
+        scores = _only(scores, graph, chosen_options.only)
+    cut = _Cutting(shallow.model, graph, aim, data, chosen_options, shallow.dense)
+    (result, verified), chosen, refused = cut.until_verified(scores, inplace and depth is None)
+    plan = replace(chosen.plan, example=None)
+    if depth is not None:
+        plan = replace(plan, depth=shallow.removals, before=shallow.size)
+        result = apply(model, plan, inplace=True, verify=False) if inplace else remember(result, model, plan)
+    report = report_of(graph, plan, (*chosen.notes, *_notes(verified)), shallow.names)
+    left_alone = (*shallow.refused, *refused, *graph.unprunable)
+    return Pruned(result, plan, report, left_alone, graph, scores, verified)
 
 
 def _notes(verified: Verified | None) -> list[str]:
@@ -206,11 +228,12 @@ def _among(options: PruneOptions, kind: type) -> dict[str, Any]:
     return {f.name: getattr(options, f.name) for f in fields(kind) if hasattr(options, f.name)}
 
 
-def _check(model: nn.Module, criterion: Criterion, data: Iterable[Any] | None, aim: Aim) -> None:
+def _check(model: nn.Module, criterion: Criterion, data: Iterable[Any] | None, aim: Aim, depth: Any) -> None:
     """Everything that can be wrong before the model is run."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    aim.check()
+    if depth is None or not aim.is_empty:
+        aim.check()
     if criterion.data_needs and data is None:
         raise InputError(
             f"criterion {criterion.name!r} reads {', '.join(sorted(criterion.data_needs))}: give data=, batches of "
@@ -276,6 +299,7 @@ class _Cutting(Generic[ModuleT]):
     aim: Aim
     data: Iterable[Any] | None
     options: PruneOptions
+    dense: Dense | None = None
 
     def until_verified(
         self, scores: Scores, inplace: bool
@@ -308,7 +332,17 @@ class _Cutting(Generic[ModuleT]):
         return Chosen(replace(verified, example=self.graph.example), (note,))
 
     def _choose(self, scores: Scores) -> Chosen:
-        return choose(self.aim, self.model, self.graph, scores, quality=self._quality(), seconds=self.options.seconds)
+        if self.aim.is_empty:
+            return Chosen(plan_from(self.graph, {}))
+        return choose(
+            self.aim,
+            self.model,
+            self.graph,
+            scores,
+            quality=self._quality(),
+            seconds=self.options.seconds,
+            dense=self.dense,
+        )
 
     def _quality(self) -> Callable[[nn.Module], float] | None:
         if self.options.quality is not None:

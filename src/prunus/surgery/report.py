@@ -22,7 +22,8 @@ class Report:
     """Sizes before and after. `widths` are those of all groups that could be cut, in the order of the model.
 
     `macs` are multiply-accumulates of one sample, `bytes` those of parameters and buffers in memory; all are counted,
-    not estimated. `notes` say what the numbers do not: a measured latency or quality, a budget that could not be kept.
+    not estimated. `depth` names the blocks and branches that were left out. `notes` say what the numbers do not: a
+    measured latency or quality, a budget that could not be kept.
     """
 
     before: Size
@@ -30,6 +31,7 @@ class Report:
     criterion: str
     widths: tuple[Width, ...]
     notes: tuple[str, ...] = ()
+    depth: tuple[str, ...] = ()
 
     @property
     def reduction(self) -> dict[str, float]:
@@ -58,19 +60,22 @@ class Report:
         columns = [max(len(row[i]) for row in table) for i in range(4)]
         lines = ["  ".join([row[0].ljust(columns[0]), *map(str.rjust, row[1:], columns[1:])]).rstrip() for row in table]
         cut = sum(width.after < width.before for width in self.widths)
-        lines.append(f"{cut} of {len(self.widths)} groups cut, criterion {self.criterion}")
+        by = f", criterion {self.criterion}" if self.criterion else ""
+        lines.append(f"{cut} of {len(self.widths)} groups cut{by}")
         if len(self.kinds) > 1:
             lines.append(", ".join(f"{kind} {before:,} -> {after:,}" for kind, (before, after) in self.kinds.items()))
+        if self.depth:
+            lines.append(f"{len(self.depth)} left out whole: {', '.join(self.depth)}")
         return "\n".join([*lines, *self.notes])
 
 
-def report_of(graph: Graph, plan: Plan, notes: tuple[str, ...] = ()) -> Report:
+def report_of(graph: Graph, plan: Plan, notes: tuple[str, ...] = (), depth: tuple[str, ...] = ()) -> Report:
     """The report of a plan for a graph."""
     kept = {cut.group: len(cut.keep) for cut in plan.cuts}
     widths = tuple(
         Width(group.name, group.size, kept.get(group.name, group.size), group.kind) for group in graph.groups
     )
-    return Report(plan.before, plan.after, plan.criterion, widths, notes)
+    return Report(plan.before, plan.after, plan.criterion, widths, notes, depth)
 
 
 def _percent(before: int, after: int) -> float:

@@ -12,9 +12,21 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ..errors import InputError, StoredFileError
-from ..types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Reduction, Size, TensorCut, Vocabulary
+from ..types import (
+    AttributeChange,
+    Cut,
+    InputSpec,
+    OperatorShape,
+    Plan,
+    Reduction,
+    Removal,
+    Size,
+    TensorCut,
+    Vocabulary,
+)
 
-FORMAT = "prunus.plan/1"
+FORMAT, FORMAT_WITH_DEPTH = "prunus.plan/1", "prunus.plan/2"
+"""A plan that leaves blocks out is of the second format, so that versions that do not know of depth refuse it."""
 
 T = TypeVar("T")
 
@@ -24,7 +36,7 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 def to_json(plan: Plan) -> str:
     """The plan as one JSON object. Its real example inputs are not written."""
     data = {
-        "format": FORMAT,
+        "format": FORMAT_WITH_DEPTH if plan.depth else FORMAT,
         "criterion": plan.criterion,
         "neutral": plan.neutral,
         "before": asdict(plan.before),
@@ -33,6 +45,7 @@ def to_json(plan: Plan) -> str:
             "layout": plan.inputs.layout,
             "tensors": {path: [list(shape), *rest] for path, (shape, *rest) in plan.inputs.tensors.items()},
         },
+        **({"depth": [asdict(removal) for removal in plan.depth]} if plan.depth else {}),
         "cuts": [{"group": c.group, "size": c.size, "keep": ranges(c.keep)} for c in plan.cuts],
         "tensors": [{"tensor": t.tensor, "dim": t.dim, "size": t.size, "keep": ranges(t.keep)} for t in plan.tensors],
         "attributes": [asdict(change) for change in plan.attributes],
@@ -58,9 +71,13 @@ def from_json(text: str, *, source: str = "the plan") -> Plan:
         data = json.loads(text)
     except (TypeError, ValueError) as error:
         raise StoredFileError(f"{source} is not valid JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise StoredFileError(f"{source} has the format {found!r}; this version of prunus reads {FORMAT!r}")
+    found = data.get("format") if isinstance(data, dict) else type(data).__name__
+    if found not in (FORMAT, FORMAT_WITH_DEPTH):
+        raise StoredFileError(
+            f"{source} has the format {found!r}; this version of prunus reads {FORMAT!r} and {FORMAT_WITH_DEPTH!r}"
+        )
+    if found == FORMAT:
+        data = {**data, "depth": []}
     return Plan(**{name: _field(source, data, name, read) for name, read in _FIELDS.items()})
 
 
@@ -144,6 +161,19 @@ def _attribute(value: Any) -> AttributeChange:
     )
 
 
+def _removal(value: Any) -> Removal:
+    how = value["how"]
+    if how not in ("delete", "bypass", "zero", "drop"):
+        raise ValueError(f"how is {how!r}, expected 'delete', 'bypass', 'zero' or 'drop'")
+    return Removal(
+        _is(str, value["module"]),
+        how,
+        _is(str, value["argument"]),
+        _is(int, value["returned"]),
+        _is(int, value["output"]),
+    )
+
+
 def _operator(value: Any) -> OperatorShape:
     name, module, shapes = value
     return OperatorShape(_is(str, name), _is(str, module), _items(_shape)(shapes))
@@ -181,6 +211,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "before": _size,
     "after": _size,
     "inputs": _inputs,
+    "depth": _items(_removal),
     "cuts": _items(_cut),
     "tensors": _items(_tensor_cut),
     "attributes": _items(_attribute),

@@ -95,7 +95,7 @@ def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
         return
     with untouched_randomness(cut):
         try:
-            recorded = record(cut, _example(plan))
+            recorded = record(cut, example_of(plan))
         except TraceError as error:
             raise VerificationError(f"the cut model does not run: {error.__cause__ or error}") from error
     expected, found = _by_module(plan.shapes), _by_module(recorded)
@@ -198,7 +198,7 @@ def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> Verified:
         SurgeryError: the dense model itself does not run on the example inputs.
     """
     failure: Exception | None = None
-    example = tree_map_only(Tensor, lambda t: t.to(tensors.device_of(dense)), _example(plan))
+    example = tree_map_only(Tensor, lambda t: t.to(tensors.device_of(dense)), example_of(plan))
     for dtype, tolerance in PRECISIONS:
         for given in _batches(example):
             trial = _Trial(dense, cut, plan, given, dtype, tolerance)
@@ -250,14 +250,12 @@ class _Trial:
         """Against zeros, with statistics over what stays and the constants of the cut model."""
         if reason := not_understood(self.plan):
             return self._finite(reason)
-        converted = _converted_copy(self.model, self.dtype)
+        converted = converted_copy(self.model, self.dtype)
         with watched(ReadConstants(converted)) as read:
             got = self._got(converted)
         tokens = self.plan.vocabulary
         reference = (
-            masked_copy(self.dense, self.plan, self.dtype)
-            if tokens is None
-            else _converted_copy(self.dense, self.dtype)
+            masked_copy(self.dense, self.plan, self.dtype) if tokens is None else converted_copy(self.dense, self.dtype)
         )
         try:
             with watched(Restrict(reference, self.plan, read.constants)) as mode:
@@ -277,7 +275,7 @@ class _Trial:
 
     def _finite(self, reason: str) -> Verified:
         """Only that nothing became NaN or infinite."""
-        expected = self._expected(_converted_copy(self.dense, self.dtype))
+        expected = self._expected(converted_copy(self.dense, self.dtype))
         _compare_finite(expected, self._got(self.model))
         return Verified(False, f"shapes only: {reason}")
 
@@ -291,7 +289,7 @@ class _Trial:
 
     def _got(self, model: nn.Module) -> _Outputs:
         try:
-            converted = model if model is not self.model else _converted_copy(model, self.dtype)
+            converted = model if model is not self.model else converted_copy(model, self.dtype)
             return _run(converted, self.given, self.dtype)
         except Exception as error:
             raise VerificationError(f"the cut model does not run: {type(error).__name__}: {error}") from error
@@ -316,7 +314,38 @@ def _of_tokens(want: Tensor, have: Tensor, tokens: Vocabulary) -> Tensor:
 _RANDOM = "shapes only: the model draws random numbers"
 
 
-def _example(plan: Plan) -> Any:
+def check_against(
+    reference_in: Callable[[torch.dtype], nn.Module], model: nn.Module, device: torch.device, example: Any
+) -> None:
+    """Compare a model's outputs on an example with those of a reference, which is made in the type of the comparison.
+
+    Raises:
+        VerificationError: they differ, or the model does not run. SurgeryError: the reference does not run.
+    """
+    failure: Exception | None = None
+    example = tree_map_only(Tensor, lambda t: t.to(device), example)
+    for dtype, tolerance in PRECISIONS:
+        reference = reference_in(dtype)
+        for given in _batches(example):
+            try:
+                expected = _run(reference, given, dtype)
+            except Exception as error:  # a constant that stays float32, or a batch size written into the model
+                failure = error
+                continue
+            try:
+                got = _run(converted_copy(model, dtype), given, dtype)
+            except Exception as error:
+                raise VerificationError(f"the model does not run: {type(error).__name__}: {error}") from error
+            if (difference := _difference(expected, got, tolerance)) and not _is_random(reference, given, dtype):
+                raise VerificationError(difference)
+            return
+    raise SurgeryError(
+        f"the dense model does not run on the example inputs ({type(failure).__name__}: {failure}), so nothing can be "
+        "checked: give example inputs that it runs on"
+    ) from failure
+
+
+def example_of(plan: Plan) -> Any:
     return example_inputs.make(plan.inputs) if plan.example is None else plan.example
 
 
@@ -328,7 +357,7 @@ def _batches(example: Any) -> Iterator[Any]:
     yield example
 
 
-def _converted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def converted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return tensors.copy_with(model, lambda old: tensors.converted(old, lambda data: _cast(data, dtype).clone())).eval()
 
 
