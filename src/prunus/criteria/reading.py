@@ -27,6 +27,8 @@ def unit_matrix(tensor: Tensor, place: Place, group: str) -> Tensor:
             f"{place.tensor} has shape {tuple(tensor.shape)}, but the graph has {place.axis.size} positions in its "
             f"dimension {place.dim}: score the model that was traced, or trace this one"
         )
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.dtype in (torch.float16, torch.bfloat16) or not tensor.is_floating_point():
         tensor = tensor.float()
     rows = tensor.detach().movedim(place.dim, 0).reshape(place.axis.size, -1)

@@ -8,17 +8,15 @@ they become plain C++ integers, and notes an equation: the count of that axis eq
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as functional
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from .recorder import Recorder, argument, source_line
+from .recorder import Recorder
 
 # -------------------------------------------------------------------------------------------------------------- trees
 
@@ -49,12 +47,44 @@ class Arithmetic:
 
 Tree = Literal | FromAttribute | FromAxis | Arithmetic
 
+
+def leaves(tree: Tree) -> Iterator[Literal | FromAttribute | FromAxis]:
+    """What a tree is computed from."""
+    if isinstance(tree, Arithmetic):
+        yield from leaves(tree.left)
+        yield from leaves(tree.right)
+    else:
+        yield tree
+
+
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "//": operator.floordiv,
 }
+
+
+Listener = Callable[[str, Any, Any], None]
+
+_LISTENING: list[Listener] = []
+"""Who is told (the last one) what the model's code does with a size: "equal" when it finds it equal to another (that
+branch has to come out so again), "number" when it computes a factor from it."""
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Tell `listener`, and nobody else, what happens to sizes."""
+    _LISTENING.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENING.pop()
+
+
+def _tell(what: str, size: SizeInt, other: Any = None) -> None:
+    if _LISTENING:
+        _LISTENING[-1](what, size, other)
 
 
 class SizeInt(int):
@@ -66,6 +96,33 @@ class SizeInt(int):
         self = super().__new__(cls, value)
         self.tree = tree
         return self
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)
+        if same is True:
+            _tell("equal", self, other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    def __float__(self) -> float:
+        _tell("number", self)
+        return int.__float__(self)
+
+    def __truediv__(self, other: Any) -> Any:
+        _tell("number", self)
+        return int.__truediv__(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        _tell("number", self)
+        return int.__rtruediv__(self, other)
+
+    def __pow__(self, *others: Any) -> Any:
+        _tell("number", self)
+        return int.__pow__(self, *others)
 
     def __reduce__(self) -> tuple:
         return int, (int(self),)
@@ -94,6 +151,18 @@ for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "/
     setattr(SizeInt, f"__{_name}__", _method(_symbol, False))
     setattr(SizeInt, f"__r{_name}__", _method(_symbol, True))
 
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """The count of an axis must equal a tree."""
+
+    node: int
+    tree: Tree
+    text: str
+    module: str
+    source: str
+
+
 # ------------------------------------------------------------------------------------------------------------- arming
 
 MENDED_BY_TABLE: tuple[type[nn.Module], ...] = (
@@ -108,9 +177,43 @@ MENDED_BY_TABLE: tuple[type[nn.Module], ...] = (
     nn.PReLU,
     nn.RNNBase,
     nn.RNNCellBase,
-    nn.MultiheadAttention,
 )
 """Layer types whose integer attributes surgery mends by a table; their code needs no provenance."""
+
+MENDED_IN_FULL: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
+"""They ask for no other size than their own attributes; `layer_equations` says which tensors these size."""
+
+
+def layer_equations(recorder: Recorder, model: nn.Module) -> list[Equation]:
+    """What built-in layers demand of their own tensors, whatever they are called with."""
+    made: list[Equation] = []
+    for path, module in model.named_modules():
+        kind = next((kind for kind in type(module).__mro__ if kind in _OWN_SIZES), None)
+        demands = _OWN_SIZES[kind](module) if kind is not None else ()
+        for name, tensor in module.named_parameters() if demands else ():
+            known = recorder.named.get(f"{path}.{name}" if path else name)
+            for prefix, dim, attribute in demands:
+                if known is not None and tensor is not None and name.startswith(prefix):
+                    source = FromAttribute(path, attribute, getattr(module, attribute))
+                    text = f"all tensors of a {type(module).__name__} have its {attribute}"
+                    made.append(Equation(known.axes[dim], source, text, path, ""))
+    return made
+
+
+_Demand = tuple[str, int, str]  # start of a tensor's name, dimension, attribute
+
+
+def _recurrent_sizes(module: nn.Module) -> tuple[_Demand, ...]:
+    """All layers and directions are equally wide."""
+    if not module.proj_size:
+        return (("weight_hh", 1, "hidden_size"),)
+    return (("weight_hh", 1, "proj_size"), ("weight_hr", 0, "proj_size"), ("weight_hr", 1, "hidden_size"))
+
+
+_OWN_SIZES: dict[type, Callable[[Any], tuple[_Demand, ...]]] = {
+    nn.RNNBase: _recurrent_sizes,
+    nn.MultiheadAttention: lambda _: (("out_proj.weight", 0, "embed_dim"),),
+}
 
 
 def arm(model: nn.Module) -> None:
@@ -140,192 +243,3 @@ def functional_bodies_visible() -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(functional, name, value)
-
-
-# ---------------------------------------------------------------------------------------------------------- equations
-
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """The count of an axis must equal a tree."""
-
-    node: int
-    tree: Tree
-    text: str
-    module: str
-    source: str
-
-
-_SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-
-
-class SizeReader(TorchFunctionMode):
-    """Notes which sizes the model's code asks for."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-        self.equations: list[Equation] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func == _SHAPE or func is torch.Tensor.size:
-            return self._read(func, args, kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _GROUP_ARGUMENT:
-            position, keyword = _GROUP_ARGUMENT[name]
-            value = args[position] if len(args) > position else kwargs.get(keyword, 1)
-            self.recorder.groups_of_call = tree_of(value)
-        out = func(*args, **kwargs)
-        handler = _HANDLERS.get(name)
-        if handler is not None:
-            handler(self, args, kwargs, out)
-        return out
-
-    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sizes = func(*args, **kwargs)
-        tensor = args[0]
-        if not self.recorder.known(tensor):
-            return sizes
-        axes = self.recorder.axes(tensor)
-        if isinstance(sizes, int):
-            dim = argument(args, kwargs, 1, "dim")
-            return SizeInt(sizes, FromAxis(axes[dim]))
-        return torch.Size([SizeInt(n, FromAxis(a)) for n, a in zip(sizes, axes)])
-
-    def note(self, node: int, value: int | Tree, text: str) -> None:
-        tree = tree_of(value) if isinstance(value, int) else value
-        self.equations.append(Equation(node, tree, text, self.recorder.stack.name, source_line()))
-
-    def sizes(self, out: Tensor, values: Sequence[Any], text: str) -> None:
-        """The last dimensions of `out` have these sizes; -1 says nothing."""
-        if not isinstance(out, Tensor) or len(values) > out.dim():
-            return
-        for axis, value in zip(self.recorder.axes(out)[::-1], list(values)[::-1]):
-            if isinstance(value, int) and value >= 0:
-                self.note(axis, value, text)
-
-
-def _given_sizes(args: tuple[Any, ...], kwargs: dict[str, Any], start: int) -> list[Any]:
-    rest = list(args[start:]) or [kwargs.get("size", kwargs.get("shape", ()))]
-    if len(rest) >= 1 and isinstance(rest[0], (tuple, list)):
-        rest = list(rest[0])
-    return rest if all(isinstance(v, int) for v in rest) else []
-
-
-def _on_view(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    reader.sizes(out, _given_sizes(args, kwargs, 1), "a reshape asks for this size")
-
-
-def _on_factory(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    reader.sizes(out, _given_sizes(args, kwargs, 0), "a tensor is made with this size")
-
-
-def _on_unflatten(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    dim = argument(args, kwargs, 1, "dim")
-    sizes = argument(args, kwargs, 2, "sizes")
-    dim %= args[0].dim()
-    for axis, value in zip(reader.recorder.axes(out)[dim:], sizes):
-        if value >= 0:
-            reader.note(axis, value, "an unflatten asks for this size")
-
-
-def _on_split(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-    dim = argument(args, kwargs, 2, "dim", 0)
-    for index, tensor in enumerate(out):
-        value: Any = sizes if isinstance(sizes, int) else list(sizes or ())[index]
-        node = reader.recorder.axes(tensor)[dim]
-        if int(value) == tensor.shape[dim]:
-            reader.note(node, value, "a split asks for pieces of this size")
-
-
-def _on_chunk(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    dim = argument(args, kwargs, 2, "dim", 0)
-    first = reader.recorder.axes(out[0])[dim]
-    for tensor in out[1:]:
-        reader.note(reader.recorder.axes(tensor)[dim], FromAxis(first), "chunk makes pieces of equal size")
-
-
-def _on_narrow(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    named = dict(zip(("input", "dim", "start", "length"), args)) | kwargs
-    if isinstance(named["start"], int):
-        _bounds(reader, args[0], named["dim"], named["start"], named["start"] + named["length"])
-
-
-def _bounds(reader: SizeReader, source: Tensor, dim: int, start: Any, stop: Any) -> None:
-    """What stands before `start` and before `stop` has that many positions."""
-    algebra = reader.recorder.algebra
-    axis = reader.recorder.axes(source)[dim]
-    size = source.shape[dim]
-    if algebra.frozen(axis) is not None:
-        return
-    for bound in (start, stop):
-        if not isinstance(bound, int) or bound in (0, size) or abs(bound) > size:
-            continue
-        before, after = algebra.cut(axis, int(bound) % size)
-        if bound < 0:
-            reader.note(after, SizeInt(-int(bound), Arithmetic("-", Literal(0), tree_of(bound))), "a slice ends here")
-        else:
-            reader.note(before, bound, "a slice ends here")
-
-
-def _on_getitem(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, index = args[0], args[1]
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(i, (Tensor, list)) for i in items):
-        return
-    consumed = sum(i is not None and i is not Ellipsis for i in items)
-    dim = 0
-    for item in items:
-        if item is Ellipsis:
-            dim += source.dim() - consumed
-        elif item is not None:
-            if isinstance(item, slice) and item.step in (None, 1):
-                _bounds(reader, source, dim, item.start, item.stop)
-            dim += 1
-
-
-def _on_pad(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    amounts = argument(args, kwargs, 1, "pad")
-    for index in range(len(amounts) // 2):
-        dim = args[0].dim() - 1 - index
-        before, after = amounts[2 * index], amounts[2 * index + 1]
-        axis = reader.recorder.axes(out)[dim]
-        if reader.recorder.algebra.frozen(axis) is not None:
-            continue
-        left, rest = reader.recorder.algebra.cut(axis, int(before))
-        right = reader.recorder.algebra.cut(rest, reader.recorder.algebra.size(rest) - int(after))[1]
-        for node, value in ((left, before), (right, after)):
-            if int(value) > 0:
-                reader.note(node, value, "padding adds this many positions")
-
-
-def _on_layer_norm(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    if not isinstance(reader.recorder.stack.module, MENDED_BY_TABLE):
-        reader.sizes(out, list(args[1]), "a normalisation asks for this size")
-
-
-_HANDLERS: dict[str, Callable[[SizeReader, tuple, dict, Any], None]] = {
-    **dict.fromkeys(
-        ("view", "reshape", "expand", "broadcast_to", "repeat", "new_zeros", "new_ones", "new_full"), _on_view
-    ),
-    **dict.fromkeys(("new_empty", "view_copy", "tile"), _on_view),
-    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), _on_factory),
-    "unflatten": _on_unflatten,
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _on_split),
-    **dict.fromkeys(("chunk", "tensor_split", "unsafe_chunk"), _on_chunk),
-    "narrow": _on_narrow,
-    "__getitem__": _on_getitem,
-    "pad": _on_pad,
-    "constant_pad_nd": _on_pad,
-    **dict.fromkeys(("layer_norm", "rms_norm"), _on_layer_norm),
-}
-
-_GROUP_ARGUMENT: dict[str, tuple[int, str]] = {
-    **{f"conv{n}d": (6, "groups") for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": (6, "groups") for n in (1, 2, 3)},
-    "group_norm": (1, "num_groups"),
-}

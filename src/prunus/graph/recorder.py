@@ -130,6 +130,10 @@ class Recorder(TorchDispatchMode):
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._by_id: dict[int, str] = {}
         self.watcher = Watcher()
+        self._uniform: set[int] = set()
+        self._loose: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+        self._stacked: dict[int, tuple[int, tuple[tuple[int, ...], ...]]] = {}
+        self.equal_counts: list[tuple[int, int]] = []
         self._pending: list[tuple[int, tuple[int, ...]]] = []
         self._reduces: list[tuple[int, int]] = []
         self._weight = ""
@@ -181,6 +185,8 @@ class Recorder(TorchDispatchMode):
         axes = self._axes.get(id(tensor))
         if id(tensor) in self._by_id:
             self.read.add(self._by_id[id(tensor)])
+        if self._stacked and id(tensor) in self._stacked:
+            self._tie_rows(*self._stacked.pop(id(tensor)))
         if axes is None:
             reason = self.reason("a constant tensor that is neither a parameter nor a buffer of the model")
             axes = tuple(self.algebra.atom(size, reason) for size in tensor.shape)
@@ -195,6 +201,49 @@ class Recorder(TorchDispatchMode):
         self._axes[id(tensor)] = axes
         self._alive.append(tensor)
 
+    def set_uniform(self, tensor: Tensor) -> None:
+        """Every entry of the tensor is the same number."""
+        self._uniform.add(id(tensor))
+
+    def set_part(self, source: Tensor, part: Tensor, axes: Iterable[int]) -> None:
+        """Axes of one row of a tensor. Rows of a uniform one are alike, so that each may lose positions of its own, as
+        many as the others; unless somebody writes into it or views it further, which ties it to the source again."""
+        axes = tuple(axes)
+        if id(source) not in self._uniform:
+            self.set(part, axes)
+            return
+        own = tuple(a if self.algebra.frozen(a) is not None else self.algebra.atom(self.algebra.size(a)) for a in axes)
+        self.equal_counts += [(mine, base) for mine, base in zip(own, axes) if mine != base]
+        self.set(part, own)
+        self._loose[id(part)] = (part, axes)
+
+    def set_stacked(self, tensor: Tensor, axes: Iterable[int], dim: int, rows: Iterable[tuple[int, ...]]) -> None:
+        """Rows laid side by side along `dim`. They are made one and the same only when somebody reads the whole; until
+        then they have to be equally long."""
+        first, *others = rows = tuple(rows)
+        self.equal_counts += [(a, b) for row in others for a, b in zip(first, row) if a != b]
+        self.set(tensor, axes)
+        self._stacked[id(tensor)] = (dim, rows)
+
+    def row(self, tensor: Tensor, dim: int, index: int) -> tuple[int, ...] | None:
+        """The axes of one row of a tensor that was stacked along `dim`; None if it was not."""
+        along, rows = self._stacked.get(id(tensor), (-1, ()))
+        return rows[index] if along == dim else None
+
+    def _tie_rows(self, _dim: int, rows: tuple[tuple[int, ...], ...]) -> None:
+        for row in rows[1:]:
+            for mine, base in zip(row, rows[0]):
+                self.algebra.unify(base, mine)
+
+    def _tie(self, func: Any, args: tuple[Any, ...]) -> None:
+        for declared, value in zip(func._schema.arguments, args):
+            if declared.alias_info is not None and isinstance(value, Tensor):
+                if declared.alias_info.is_write:
+                    self._uniform.discard(id(value))
+                _, axes = self._loose.pop(id(value), (None, ()))
+                for base, own in zip(axes, self.axes(value)):
+                    self.algebra.unify(base, own)
+
     def fixed(self, size: int, text: str = "its size follows from the input", remedy: str = "") -> int:
         """A fresh frozen axis."""
         return self.algebra.atom(size, self.reason(text, remedy))
@@ -206,11 +255,11 @@ class Recorder(TorchDispatchMode):
         if self.algebra.frozen(node) is None:
             self.algebra.freeze(node, self.reason(text, remedy))
 
-    def tag_not_neutral(self, node: int) -> None:
-        """Removing a unit of this axis differs from zeroing it."""
+    def tag_not_neutral(self, node: int, why: str = "") -> None:
+        """Removing a unit of this axis differs from zeroing it; by default the present operator is why."""
         for atom in self.algebra.atoms(node):
             if self.algebra.atom_frozen(atom) is None:
-                self.not_neutral.setdefault(atom, f"{self._operator} in {self.stack.name or 'the model'}")
+                self.not_neutral.setdefault(atom, why or f"{self._operator} in {self.stack.name or 'the model'}")
 
     def reduces(self, axes: tuple[int, ...], dims: Iterable[int]) -> None:
         """The present call computes a statistic over these dimensions of its first argument, which has these axes."""
@@ -237,6 +286,8 @@ class Recorder(TorchDispatchMode):
         out = output_of(func, args, kwargs)
         name = func._schema.name
         self._operator, self._pending, self._weight, self._reduces = name, [], "", []
+        if self._loose or self._uniform:
+            self._tie(func, args)
         rule = self._rules(func)
         if rule is None:
             self._freeze_all(name, args, kwargs, out)
@@ -254,7 +305,7 @@ class Recorder(TorchDispatchMode):
                 name,
                 self.stack.name,
                 source_line() if self._pending else "",
-                tuple(self.axes(t) for t in tensors),
+                tuple(self._axes[id(t)] if self.known(t) else self.axes(t) for t in tensors),
                 tuple(tuple(t.shape) for t in tensors),
                 tuple(self._pending),
                 self._weight,

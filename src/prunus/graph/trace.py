@@ -31,10 +31,21 @@ from . import inputs as example
 from .algebra import SIZE_ONE, Reason
 from .equations import Solution, proportional, solve
 from .kinds import kinds
-from .provenance import Equation, FromAttribute, Literal, SizeReader, Tree, arm, functional_bodies_visible
+from .provenance import (
+    Equation,
+    FromAttribute,
+    FromAxis,
+    Literal,
+    Tree,
+    arm,
+    functional_bodies_visible,
+    layer_equations,
+    leaves,
+)
 from .recorder import ModuleStack, Recorder
 from .rules import rule_for
 from .running import attempt, has_weights
+from .size_reader import SizeReader
 
 Keep = Iterable[str | nn.Module | Callable[[str], bool]]
 
@@ -46,6 +57,7 @@ QUIET = {"its size is 1", "a kernel's extent", "its size follows from the input"
 class _Recording:
     recorder: Recorder
     equations: list[Equation]
+    factors: list[tuple[Tree, str]]
 
 
 def trace(model: nn.Module, example_inputs: Any, keep: Keep = (), outputs: str = "keep") -> Graph:
@@ -119,12 +131,14 @@ def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _
         if isinstance(tensor, Tensor):
             recorder.set(tensor, (recorder.algebra.atom(size, given) for size in tensor.shape))
     reader = SizeReader(recorder) if armed else None
-    with stack.watching(), functional_bodies_visible() if armed else nullcontext(), recorder, reader or nullcontext():
+    reading = reader.reading() if reader else nullcontext()
+    with stack.watching(), functional_bodies_visible() if armed else nullcontext(), recorder, reading:
         out = example.call(model, inputs)
     if keep_outputs:
         _freeze_outputs(recorder, out)
     equations = list(reader.equations) if reader else []
-    return _Recording(recorder, equations + _group_equations(recorder, model))
+    equations += _group_equations(recorder, model) + layer_equations(recorder, model)
+    return _Recording(recorder, equations, reader.factors if reader else [])
 
 
 def _freeze_outputs(recorder: Recorder, out: Any) -> None:
@@ -150,6 +164,8 @@ def _group_equations(recorder: Recorder, model: nn.Module) -> list[Equation]:
         if isinstance(owner, (nn.modules.conv._ConvNd, nn.GroupNorm)):
             source = FromAttribute(module, attribute, value)
         result.append(Equation(node, source, "a grouped operator has this many groups", module, ""))
+    for node, base in recorder.equal_counts:
+        result.append(Equation(node, FromAxis(base), "rows of one tensor are equally long", "", ""))
     return result
 
 
@@ -168,6 +184,7 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
     _freeze_unread(recorder)
     _freeze_orphans(recorder)
     solution = solve(algebra, recording.equations)
+    _tag_factors(recorder, recording.factors, solution)
     names = _name_atoms(recorder)
     axis = _Converter(recorder, names)
     return Graph(
@@ -193,6 +210,17 @@ def _freeze_unread(recorder: Recorder) -> None:
     for name in recorder.named.keys() - recorder.read:
         for axis in recorder.named[name].axes:
             recorder.algebra.freeze(axis, reason)
+
+
+def _tag_factors(recorder: Recorder, factors: list[tuple[Tree, str]], solution: Solution) -> None:
+    """An axis whose length the model multiplies by: without a unit the others get another factor."""
+    for tree, where in dict.fromkeys(factors):
+        for leaf in leaves(tree):
+            node = leaf.node if isinstance(leaf, FromAxis) else None
+            if isinstance(leaf, FromAttribute):
+                node = solution.attributes.get((leaf.module, leaf.name))
+            if node is not None:
+                recorder.tag_not_neutral(node, where)
 
 
 def _freeze_orphans(recorder: Recorder) -> None:

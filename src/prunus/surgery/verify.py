@@ -183,6 +183,8 @@ def _masked(data: Tensor, keeps: list[tuple[int, tuple[int, ...], float]]) -> Te
 
 
 def _cast(data: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is not None and data.is_complex():
+        return data.to(dtype.to_complex())
     return data.to(dtype) if dtype is not None and data.is_floating_point() else data
 
 
@@ -376,11 +378,11 @@ def _difference(expected: list[tuple[str, Tensor]], got: list[tuple[str, Tensor]
         where = f"output {path}" if path else "the output"
         if want.shape != have.shape:
             return f"{where} was to have shape {tuple(want.shape)}, but has {tuple(have.shape)}"
-        if not want.is_floating_point():
+        if not want.is_floating_point() and not want.is_complex():
             continue  # an argmax of nearly equal values may fall either way
         if not torch.equal(want.isfinite(), have.isfinite()):
             return f"{where} is finite elsewhere than the masked model's"
-        want, have = want.nan_to_num(0.0, 0.0, 0.0), have.nan_to_num(0.0, 0.0, 0.0)
+        want, have = (t.where(t.isfinite(), torch.zeros_like(t)) for t in (want, have))
         largest = want.abs().max().item() if want.numel() else 0.0
         worst = (want - have).abs().max().item() if want.numel() else 0.0
         if worst > tolerance * largest + FLOOR:

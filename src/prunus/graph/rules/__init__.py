@@ -12,17 +12,19 @@ from typing import Any
 import torch
 
 from ..recorder import Rule
-from . import constants, contractions, joins, normalisations, reductions, shapes, spatial
+from . import constants, contractions, indexing, joins, normalisations, reductions, shapes, spatial, spectral
 from .pointwise import POINTWISE, keep_axes, pointwise
 
 RULES: dict[str, Rule] = {
     **POINTWISE,
     **shapes.RULES,
     **joins.RULES,
+    **indexing.RULES,
     **contractions.RULES,
     **normalisations.RULES,
     **reductions.RULES,
     **spatial.RULES,
+    **spectral.RULES,
     **constants.RULES,
 }
 

@@ -145,6 +145,7 @@ RULES: dict[str, Rule] = {
     "aten::linear": linear,
     "aten::mv": mv,
     "aten::dot": dot,
+    "aten::vdot": dot,
     "aten::convolution": convolution,
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
     "aten::_scaled_dot_product_flash_attention": attention,

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from ..recorder import Recorder, Rule, argument
-from .pointwise import broadcast
 
 
 def cat(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -33,9 +32,10 @@ def _unified(recorder: Recorder, tensors: list[Tensor], skip: int) -> list[int]:
 
 def stack(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
-    axes = _unified(recorder, list(args[0]), -1)
+    rows = [recorder.axes(tensor) for tensor in args[0]]
+    axes = list(rows[0])
     axes.insert(dim, recorder.fixed(out.shape[dim], "tensors are stacked along it"))
-    recorder.set(out, axes)
+    recorder.set_stacked(out, axes, dim, rows)
 
 
 def split(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -77,64 +77,6 @@ def spatial_pad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
     recorder.set(out, axes)
 
 
-def where_index(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Positions chosen by values: the indexed axis is frozen, the result takes the index's axes."""
-    source: Tensor = args[0]
-    dim = args[1] % max(1, source.dim())
-    index: Tensor = args[2]
-    axes = list(recorder.axes(source))
-    recorder.freeze(axes[dim], "it is indexed by values")
-    chosen = recorder.axes(index)
-    recorder.set(out, [*axes[:dim], *(chosen if index.dim() else ()), *axes[dim + 1 :]])
-
-
-def gather(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    source, dim, index = args[0], args[1] % max(1, args[0].dim()), args[2]
-    for axis in (*recorder.axes(source), *recorder.axes(index)):
-        recorder.freeze(axis, "it is indexed by values")
-    if out is not source:
-        recorder.set(out, [recorder.fixed(size, "it is indexed by values") for size in out.shape])
-    del dim
-
-
-def index(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Advanced indexing x[i, :, j]: indexed axes freeze; the others stay where no axis moved."""
-    source: Tensor = args[0]
-    indices = list(args[1]) + [None] * (source.dim() - len(args[1]))
-    axes = recorder.axes(source)
-    used = [d for d, i in enumerate(indices) if i is not None]
-    tensors = [i for i in indices if i is not None]
-    simple = all(i.dtype.is_floating_point is False and str(i.dtype) != "torch.bool" for i in tensors)
-    for dim in used:
-        recorder.freeze(axes[dim], "it is indexed by values")
-    contiguous = used and used == list(range(used[0], used[-1] + 1))
-    if not simple or not contiguous:
-        for axis in axes:
-            recorder.freeze(axis, "it is indexed by values")
-        recorder.set(out, [recorder.fixed(size, "it is indexed by values") for size in out.shape])
-        return
-    count = out.dim() - (source.dim() - len(used))
-    shape = tuple(out.shape[used[0] : used[0] + count])
-    recorder.set(out, [*axes[: used[0]], *broadcast(recorder, tensors, shape), *axes[used[-1] + 1 :]])
-
-
-def index_put(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Writing at positions chosen by values: those axes freeze, whole axes unify with the values'."""
-    target, indices, values = args[0], args[1], args[2]
-    for dim, axis in enumerate(recorder.axes(target)):
-        if dim < len(indices) and indices[dim] is not None:
-            recorder.freeze(axis, "it is written at positions chosen by values")
-    free = recorder.axes(target)[len(indices) :]
-    given = recorder.axes(values)[max(0, values.dim() - len(free)) :] if free else ()
-    for a, b in zip(free[::-1], given[::-1]):
-        if recorder.algebra.size(a) == recorder.algebra.size(b):
-            recorder.algebra.unify(a, b)
-        else:
-            recorder.freeze(a, "it is written from a broadcast value")
-    if out is not target:
-        recorder.set(out, recorder.axes(target))
-
-
 def embedding(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     weight, ids = args[0], args[1]
     rows, width = recorder.axes(weight)
@@ -152,13 +94,5 @@ RULES: dict[str, Rule] = {
     "aten::unsafe_split_with_sizes": split,
     "aten::constant_pad_nd": pad,
     **{f"aten::{kind}_pad{n}d": spatial_pad for kind in ("reflection", "replication") for n in (1, 2, 3)},
-    "aten::index_select": where_index,
-    "aten::gather": gather,
-    "aten::scatter": gather,
-    "aten::scatter_": gather,
-    "aten::scatter_add": gather,
-    "aten::index": index,
-    "aten::index_put": index_put,
-    "aten::index_put_": index_put,
     "aten::embedding": embedding,
 }

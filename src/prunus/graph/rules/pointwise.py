@@ -56,7 +56,7 @@ def copy_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
 
 _KEEP = (
     "detach alias lift_fresh lift clone contiguous _to_copy to native_dropout dropout feature_dropout alpha_dropout "
-    "zeros_like ones_like empty_like full_like rand_like randn_like fill fill_ zero zero_ bernoulli bernoulli_ normal_ "
+    "empty_like rand_like randn_like fill fill_ zero zero_ bernoulli bernoulli_ normal_ "
     "uniform_ resolve_conj resolve_neg view_as_complex_copy"
 ).split()
 _POINTWISE = (

@@ -14,8 +14,10 @@ def view(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     source: Tensor = args[0]
     if out is source:
         return
-    if tuple(out.shape) == tuple(source.shape):
-        recorder.follow(source, out, range(source.dim()))
+    wide = [d for d, size in enumerate(source.shape) if size != 1]
+    if [source.shape[d] for d in wide] == [size for size in out.shape if size != 1]:
+        kept = iter(wide)
+        recorder.follow(source, out, [-1 if size == 1 else next(kept) for size in out.shape])
     recorder.set(out, regroup(recorder, recorder.axes(source), tuple(out.shape)))
 
 
@@ -85,9 +87,11 @@ def expand(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def unsqueeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    dim = args[1] % out.dim()
     axes = list(recorder.axes(args[0]))
-    axes.insert(args[1] % out.dim(), recorder.algebra.atom(1))
+    axes.insert(dim, recorder.algebra.atom(1))
     recorder.set(out, axes)
+    recorder.follow(args[0], out, [-1 if d == dim else d - (d > dim) for d in range(out.dim())])
 
 
 def squeeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -95,25 +99,35 @@ def squeeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     chosen = args[1] if len(args) > 1 else range(source.dim())
     dims = {d % source.dim() for d in ([chosen] if isinstance(chosen, int) else chosen)}
     axes = recorder.axes(source)
-    recorder.set(out, [a for d, a in enumerate(axes) if not (d in dims and source.shape[d] == 1)])
+    kept = [d for d in range(source.dim()) if not (d in dims and source.shape[d] == 1)]
+    recorder.set(out, [axes[d] for d in kept])
+    recorder.follow(source, out, kept)
 
 
 def select(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Picking one position by number freezes that axis and drops it."""
     source: Tensor = args[0]
     dim = args[1] % source.dim()
+    row = recorder.row(source, dim, args[2])
+    if row is not None:
+        recorder.set(out, row)
+        return
     axes = list(recorder.axes(source))
     recorder.freeze(axes.pop(dim), "one position of it is picked by number")
-    recorder.set(out, axes)
+    recorder.set_part(source, out, axes)
 
 
 def unbind(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     dim = argument(args, kwargs, 1, "dim", 0) % source.dim()
+    if recorder.row(source, dim, 0) is not None:
+        for index, tensor in enumerate(out):
+            recorder.set(tensor, recorder.row(source, dim, index) or ())
+        return
     axes = list(recorder.axes(source))
     recorder.freeze(axes.pop(dim), "its positions are unbound one by one")
     for tensor in out:
-        recorder.set(tensor, axes)
+        recorder.set_part(source, tensor, axes)
 
 
 def slice_(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
