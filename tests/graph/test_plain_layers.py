@@ -59,7 +59,31 @@ def test_all_layers_and_directions_stay_equally_wide():
     graph = prunus.trace(model, torch.randn(4, 2, 5))
     (coupled,) = graph.coupled
     assert len(coupled.steps) == 4
-    assert "equally wide" in coupled.reason
+    assert "all tensors of a GRU have its hidden_size" in coupled.reason
+
+
+def test_a_row_of_zeros_that_is_written_into_is_tied_to_what_is_written():
+    def forward(m: Any, x: Tensor) -> Tensor:
+        both = x.new_zeros(2, x.shape[0], m.width)
+        both[0].copy_(m.first(x))
+        both[1].add_(m.second(x))
+        return m.head(both.sum(0))
+
+    model = Reads(forward, first=nn.Linear(3, 8), second=nn.Linear(3, 8), head=nn.Linear(8, 2))
+    model.width = 8
+    smaller, graph = cut(model, torch.randn(5, 3))
+    assert [g.name for g in graph.groups] == ["first"]
+    assert smaller.width == 4
+
+
+def test_rows_of_a_stack_are_read_apart_and_tied_by_the_whole():
+    layers = {name: nn.Linear(3, 8) for name in "abc"} | {"head": nn.Linear(8, 2)}
+    rows = Reads(lambda m, x: m.head(torch.stack([m.a(x), m.b(x), m.c(x)])[1]), **layers)
+    assert prunus.trace(rows, torch.randn(5, 3)).group("b").size == 8
+    whole = Reads(lambda m, x: m.head(torch.stack([m.a(x), m.b(x), m.c(x)]).sum(0)), **layers)
+    assert len(prunus.trace(whole, torch.randn(5, 3)).groups) == 1
+    cut(rows, torch.randn(5, 3))
+    cut(whole, torch.randn(5, 3))
 
 
 def test_a_projection_and_the_cells_behind_it_are_cut_apart():

@@ -235,6 +235,13 @@ class Recorder(TorchDispatchMode):
             for mine, base in zip(row, rows[0]):
                 self.algebra.unify(base, mine)
 
+    def _alias(self, source: Tensor, result: Tensor) -> None:
+        """`result` is the very same values."""
+        if id(source) in self._uniform:
+            self._uniform.add(id(result))
+        if id(source) in self._loose:
+            self._loose[id(result)] = (result, self._loose[id(source)][1])
+
     def _tie(self, func: Any, args: tuple[Any, ...]) -> None:
         for declared, value in zip(func._schema.arguments, args):
             if declared.alias_info is not None and isinstance(value, Tensor):
@@ -286,7 +293,9 @@ class Recorder(TorchDispatchMode):
         out = output_of(func, args, kwargs)
         name = func._schema.name
         self._operator, self._pending, self._weight, self._reduces = name, [], "", []
-        if self._loose or self._uniform:
+        if name in SKIPPED and isinstance(out, Tensor):
+            self._alias(args[0], out)
+        elif self._loose or self._uniform:
             self._tie(func, args)
         rule = self._rules(func)
         if rule is None:

@@ -137,7 +137,7 @@ def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _
     if keep_outputs:
         _freeze_outputs(recorder, out)
     equations = list(reader.equations) if reader else []
-    equations += _group_equations(recorder, model) + layer_equations(recorder, model)
+    equations = layer_equations(recorder, model) + equations + _group_equations(recorder, model)
     return _Recording(recorder, equations, reader.factors if reader else [])
 
 
@@ -182,6 +182,7 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
                 if dim < len(known.axes):
                     algebra.freeze(known.axes[dim], Reason(f"keep={asked!r} protects it"))
     _freeze_unread(recorder)
+    _adopt_orphans(recorder)
     _freeze_orphans(recorder)
     solution = solve(algebra, recording.equations)
     _tag_factors(recorder, recording.factors, solution)
@@ -223,10 +224,24 @@ def _tag_factors(recorder: Recorder, factors: list[tuple[Tree, str]], solution: 
                 recorder.tag_not_neutral(node, where)
 
 
+def _owned(recorder: Recorder) -> set[int]:
+    """Atoms that stand in a parameter."""
+    atoms = recorder.algebra.atoms
+    return {a for named in recorder.named.values() if named.is_parameter for x in named.axes for a in atoms(x)}
+
+
+def _adopt_orphans(recorder: Recorder) -> None:
+    """A constant tensor whose rows went to several layers is as long as the first of them."""
+    algebra, owned = recorder.algebra, _owned(recorder)
+    for row, base in recorder.equal_counts:
+        if owned.isdisjoint(algebra.atoms(base)) and not owned.isdisjoint(algebra.atoms(row)):
+            algebra.unify(base, row)
+
+
 def _freeze_orphans(recorder: Recorder) -> None:
     """Atoms in no parameter cannot be pruned by slicing anything: they stay as they are."""
     algebra = recorder.algebra
-    owned = {a for named in recorder.named.values() if named.is_parameter for x in named.axes for a in algebra.atoms(x)}
+    owned = _owned(recorder)
     reason = Reason("no parameter has it")
     for node in range(len(algebra)):
         if algebra.find(node) == node and algebra.kind(node) == "atom" and node not in owned:
