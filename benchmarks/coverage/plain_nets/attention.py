@@ -128,6 +128,8 @@ class LinearAttention(nn.Module):
 class GatedQueries(nn.Module):
     """A decoder block with grouped queries, rotary positions, RMS norm and a gated feed-forward layer."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int = 32, heads: int = 4, kv_heads: int = 2) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads

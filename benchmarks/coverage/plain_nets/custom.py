@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils._pytree import tree_map_only
 
 
 class BareParameters(nn.Module):
@@ -216,7 +217,7 @@ class Symmetric(nn.Module):
 def own_parametrization() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
     for i in (0, 2):
-        nn.utils.parametrize.register_parametrization(model[i], "weight", Symmetric())
+        parametrize.register_parametrization(model[i], "weight", Symmetric())
     return model
 
 
@@ -307,7 +308,7 @@ class SubclassWeights(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        unwrapped = torch.utils._pytree.tree_map_only(SubclassWeights, lambda t: t.inner, (args, kwargs or {}))
+        unwrapped = tree_map_only(SubclassWeights, lambda t: t.inner, (args, kwargs or {}))
         out = func(*unwrapped[0], **unwrapped[1])
         wrap = func in (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
         return SubclassWeights(out) if wrap else out
@@ -316,6 +317,7 @@ class SubclassWeights(Tensor):
 def wrapped_weights() -> nn.Module:
     """Refused, with the reason: surgery sees a wrapper, not the numbers."""
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-    for layer in (model[0], model[2]):
+    layers: list[Any] = [model[0], model[2]]
+    for layer in layers:
         layer.weight = nn.Parameter(SubclassWeights(layer.weight.detach()), requires_grad=False)
     return model

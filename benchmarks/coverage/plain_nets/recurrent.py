@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 class LanguageModel(nn.Module):
     """Embedding, a built-in recurrent layer, and a head over the vocabulary."""
 
-    def __init__(self, kind: type[nn.RNNBase], words: int = 50, embed: int = 24, hidden: int = 32, **how: Any) -> None:
+    def __init__(
+        self, kind: Callable[..., nn.RNNBase], words: int = 50, embed: int = 24, hidden: int = 32, **how: Any
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(words, embed)
         self.rnn = kind(embed, hidden, **how)
@@ -70,7 +73,7 @@ class PackedTagger(nn.Module):
 class CellLoop(nn.Module):
     """LSTM cells in a Python loop over the sequence."""
 
-    def __init__(self, kind: type[nn.RNNCellBase], hidden: int = 32) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNCellBase], hidden: int = 32) -> None:
         super().__init__()
         self.hidden = hidden
         self.embed = nn.Embedding(40, 16)
@@ -131,10 +134,11 @@ class ConvLstm(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         b, t, _, h, w = video.shape
-        states = [(video.new_zeros(b, c.hidden, h, w), video.new_zeros(b, c.hidden, h, w)) for c in self.cells]
+        cells: list[Any] = list(self.cells)
+        states = [(video.new_zeros(b, c.hidden, h, w), video.new_zeros(b, c.hidden, h, w)) for c in cells]
         for step in range(t):
             x = video[:, step]
-            for i, cell in enumerate(self.cells):
+            for i, cell in enumerate(cells):
                 states[i] = cell(x, states[i])
                 x = states[i][0]
         return self.head(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ QUIET = {"its size is 1", "a kernel's extent", "its size follows from the input"
 class _Recording:
     recorder: Recorder
     equations: list[Equation]
-    factors: list[tuple[Tree, str]]
+    factors: list[tuple[Tree, str]] = field(default_factory=list)
 
 
 def trace(model: nn.Module, example_inputs: Any, keep: Keep = (), outputs: str = "keep") -> Graph:
