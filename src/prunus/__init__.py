@@ -28,6 +28,7 @@ _HOMES = {
     "token_map": "surgery",
     "sparsify": "surgery",
     "Sparsified": "surgery",
+    "GradualPruner": "surgery",
     "save": "surgery",
     "load": "surgery",
     "to_json": "surgery",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .pipeline import run
     from .statistics import collect
     from .surgery import (
+        GradualPruner,
         Pruned,
         Sparsified,
         apply,
@@ -71,6 +73,7 @@ __all__ = [
     "token_map",
     "sparsify",
     "Sparsified",
+    "GradualPruner",
     "evaluate",
     "save",
     "load",

@@ -227,6 +227,21 @@ def test_layers_and_keep_choose_what_is_masked():
     assert list(prunus.sparsify(embedding, sparsity=0.5, layers="0").masks) == ["0.weight"]
 
 
+@pytest.mark.parametrize("scope", ["erk", "erdos_renyi", "lamp", "uniform_plus", "deviation"])
+def test_allocations_decide_by_layer_and_the_total_is_exact(scope):
+    result = prunus.sparsify(network(), sparsity=0.8, scope=scope)
+    assert result.report.zeros == int(0.8 * 1368 + 1e-6)
+    assert len({layer.sparsity for layer in result.report.layers}) > 1
+
+
+def test_first_and_last_weights_can_stay_dense():
+    result = prunus.sparsify(network(), sparsity=0.5, keep_first=1, keep_last=1)
+    assert list(result.masks) == ["3.weight", "7.weight"]
+    assert [refusal.what for refusal in result.left] == ["0.weight", "9.weight"]
+    with pytest.raises(InputError, match="keep_last=-1"):
+        prunus.sparsify(network(), sparsity=0.5, keep_last=-1)
+
+
 def test_a_users_callable_scores_weights_and_a_users_allocation_counts():
     model = network()
     result = prunus.sparsify(model, sparsity=0.5, criterion=lambda weight: weight, layers="9")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .bypass import Bypass
 from .cut import apply, plans_of
 from .files import check_writable, read_weights
+from .gradual import GradualPruner
 from .leave_out import leave_out_failing
 from .prune import Pruned, PruneOptions, prune
 from .report import Report, Width, report_of
@@ -22,6 +23,7 @@ __all__ = [
     "Pruned",
     "PruneOptions",
     "sparsify",
+    "GradualPruner",
     "Sparsified",
     "SparsifyOptions",
     "SparsityReport",

@@ -50,6 +50,18 @@ def orders_of(
     return orders, left
 
 
+def without_ends(sites: tuple[Site, ...], first: int, last: int) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
+    """The sites but so many of the first and last ones, and those as refusals."""
+    for name, value in (("keep_first", first), ("keep_last", last)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InputError(f"sparsify: {name}={value!r} must be a whole number of weights, 0 or more")
+    inner = sites[first : max(len(sites) - last, first)]
+    ends = [site for site in sites if site not in inner]
+    return inner, tuple(
+        Refusal(site.name, "keep_first= or keep_last= protects it", module=site.module) for site in ends
+    )
+
+
 def _form(value: float | str, pattern: str | Pattern | None) -> tuple[Pattern, float]:
     """The pattern and the fraction of zeros that one sparsity means."""
     if isinstance(value, str):

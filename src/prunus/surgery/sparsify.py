@@ -28,7 +28,7 @@ from ..masks import (
 from ..statistics import collect
 from ..types import Statistics
 from . import tensors
-from .sparse_orders import Order, Sparsity, allocation_of, orders_of, reasons_of
+from .sparse_orders import Order, Sparsity, allocation_of, orders_of, reasons_of, without_ends
 from .sparse_scores import REDUCTIONS, Measure, Worn, check_needs, scores_of
 from .sparsified import LayerSparsity, Sparsified, SparsityReport
 
@@ -47,6 +47,7 @@ class SparsifyOptions:
         reduction: how scores of single weights become the score of a unit: "mean", "sum", "max" or "l2".
         statistics: collected earlier, or elsewhere; what the criterion needs beyond them is collected from `data`.
         max_batches: of `data` that are read; None is all.
+        keep_first, keep_last: so many of the first and last weights stay dense, in the order of the model.
         seed: of random criteria and of dropout while collecting.
     """
 
@@ -55,6 +56,8 @@ class SparsifyOptions:
     reduction: str = "mean"
     statistics: Statistics | None = None
     max_batches: int | None = None
+    keep_first: int = 0
+    keep_last: int = 0
     seed: int = 0
 
 
@@ -90,7 +93,8 @@ def sparsify(
             recurrent and attention layers.
         keep: what stays dense.
         inplace: change `model` itself; all or nothing.
-        options: gradient, regrow, reduction, statistics, max_batches, seed; see `SparsifyOptions`.
+        options: gradient, regrow, reduction, statistics, max_batches, keep_first, keep_last, seed; see
+            `SparsifyOptions`.
 
     Returns:
         The masked model with masks, report and what stayed dense. `result.finalize()` makes the zeros permanent.
@@ -114,8 +118,9 @@ def sparsify(
         raise InputError(f"sparsify: model must be a torch.nn.Module, got {type(model).__name__}")
     wanted = _criterion(criterion)
     sites, left = find_sites(model, layers, keep)
+    sites, ends = without_ends(sites, chosen.keep_first, chosen.keep_last)
     orders, unfit = orders_of(sites, sparsity, pattern)
-    left = (*left, *unfit)
+    left = (*left, *ends, *unfit)
     if not orders:
         raise InputError(f"sparsify: no weight can be masked: {reasons_of(left)}")
     allocation = allocation_of(scope, sparsity, orders)
@@ -195,6 +200,7 @@ def _masks(
                 scores_of(order.site, order.layout, before, measure),
                 order.layout.counts[2],
                 before.gone,
+                float(before.visible(order.layout).std(correction=0)),
             )
             for order, before in zip(orders, worn)
         ]
