@@ -155,8 +155,8 @@ def uniform_plus(layers: Sequence[LayerUnits], sparsity: float) -> list[int]:
     total = entries * sparsity - spent
     if total > room or (total > 0 and not free):
         raise InputError(
-            f"scope='uniform_plus' keeps the first convolution and 0.2 of the last linear layer: sparsity={sparsity} is "
-            f"out of reach, at most {(spent + room) / entries:.4f}"
+            f"scope='uniform_plus' keeps the first convolution and 0.2 of the last linear layer: sparsity={sparsity} "
+            f"is out of reach, at most {(spent + room) / entries:.4f}"
         )
     for i in free:
         shares[i] = total / room
