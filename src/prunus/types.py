@@ -351,15 +351,27 @@ class Vocabulary:
     inputs: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Experts that stay, `keep` of `size`, of the mixture whose router has the weight `router`.
+
+    `members` is the path of a ModuleList that loses the others, "" where their weights are slices of tensors."""
+
+    router: str
+    size: int
+    keep: tuple[int, ...]
+    members: str = ""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a cut does, as data: `cuts` say which units of which group stay, the rest follows from them.
 
     `neutral` is False when some cut group is not neutral (see `Group`): then zeroing units differs from removing them,
     and the model that the cut one must equal also leaves them out of the statistics in `reductions`. Where `vocabulary`
-    is given, tokens are removed, and `inputs` hold new ids. `depth` are the modules that go first: all other names in
-    the plan are those of the model without them. `example` is not stored: the real example inputs, for the numerical
-    check.
+    is given, tokens are removed, and `inputs` hold new ids; `mixtures` lose experts. `depth` are the modules that go
+    first: all other names in the plan are those of the model without them. `example` is not stored: the real example
+    inputs, for the numerical check.
     """
 
     cuts: tuple[Cut, ...]
@@ -373,6 +385,7 @@ class Plan:
     criterion: str = ""
     reductions: tuple[Reduction, ...] = ()
     vocabulary: Vocabulary | None = None
+    mixtures: tuple[Mixture, ...] = ()
     depth: tuple[Removal, ...] = ()
     example: Any = field(default=None, compare=False, repr=False)
 

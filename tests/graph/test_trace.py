@@ -246,3 +246,22 @@ class Transposed(nn.Module):
 def test_rows_of_a_layer_behind_a_transposed_tensor_make_its_units():
     graph = prunus.trace(Transposed(), torch.randn(2, 3, 5))
     assert {(p.tensor, p.dim, p.role) for p in graph.group("project").places} >= {("project.weight", 0, "out")}
+
+
+class Best(nn.Module):
+    """A top-k over the last dimension, with k as large as the number of dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.last(hidden) * self.gate(hidden).topk(2, -1).values
+
+
+def test_a_top_k_fixes_the_dimension_that_it_ranks():
+    model = Best()
+    graph = prunus.trace(model, torch.randn(3, 4))
+    assert {group.name for group in graph.groups} == {"first"}
+    assert any(r.what.startswith("gate.weight") and "order of its positions" in r.reason for r in graph.unprunable)

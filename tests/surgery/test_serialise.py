@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from prunus.errors import StoredFileError
 from prunus.surgery.serialise import from_json, positions, ranges, to_json
-from prunus.types import AttributeChange, Cut, InputSpec, OperatorShape, Plan, Reduction, Size, TensorCut, Vocabulary
+from prunus.types import (
+    AttributeChange,
+    Cut,
+    InputSpec,
+    Mixture,
+    OperatorShape,
+    Plan,
+    Reduction,
+    Size,
+    TensorCut,
+    Vocabulary,
+)
 
 from .helpers import small_net_plan
 
@@ -39,6 +50,7 @@ PLANS = st.builds(
     reductions=st.lists(
         st.builds(Reduction, NAMES, NAMES, st.integers(0, 9), st.integers(0, 5), st.just(41), KEEPS), max_size=2
     ).map(tuple),
+    mixtures=st.lists(st.builds(Mixture, NAMES, SIZES, KEEPS, NAMES), max_size=2).map(tuple),
     vocabulary=st.none() | st.builds(Vocabulary, SIZES, KEEPS, st.lists(NAMES, max_size=2).map(tuple)),
 )
 

@@ -296,3 +296,70 @@ def test_a_norm_that_is_cut_with_its_producer_stays_neutral():
     )
     plan = plan_of(cuts)
     check_values(model, apply(model, plan, verify=False), plan)
+
+
+class NormalisedConstant(nn.Module):
+    """Normalised units, and a float32 constant where no conversion finds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.hidden = [torch.full((4, 4), 0.5)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x @ self.hidden[0])))
+
+
+def test_a_plan_that_is_not_neutral_is_compared_in_float32_where_need_be():
+    model, x = NormalisedConstant(), torch.randn(3, 4)
+    plan = planned(model, x)
+    cut = apply(model, plan, verify=False)
+    assert check_values(model, cut, plan).equal
+    with torch.no_grad():
+        cut.norm.weight[0] += 1.0
+    with pytest.raises(VerificationError, match="differs"):
+        check_values(model, cut, plan)
+
+
+class Fields(dict):
+    """An output with named fields, as transformers gives."""
+
+    def to_tuple(self) -> tuple:
+        return tuple(self.values())
+
+
+class ManyOutputs(nn.Module):
+    """Gives its hidden units away beside the logits, in an output with named fields or in a plain dict."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.first, self.norm, self.second, self.kind = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3), kind
+
+    def forward(self, x: Tensor) -> dict:
+        hidden = self.norm(self.first(x))
+        return self.kind(logits=self.second(hidden), hidden=hidden)
+
+
+def test_further_fields_of_an_output_may_shrink_but_the_main_one_is_compared():
+    torch.utils._pytree.register_pytree_node(
+        Fields,
+        lambda fields: (list(fields.values()), list(fields)),
+        lambda values, names: Fields(zip(names, values)),
+        flatten_with_keys_fn=lambda fields: (
+            [(torch.utils._pytree.MappingKey(name), value) for name, value in fields.items()],
+            list(fields),
+        ),
+    )
+    x = torch.randn(2, 4)
+    model = ManyOutputs(Fields)
+    plan = planned(model, x)
+    cut = apply(model, plan)
+    assert cut(x)["hidden"].shape == (2, 3)
+    assert check_values(model, cut, plan).equal
+    with torch.no_grad():
+        cut.second.bias[0] += 1.0
+    with pytest.raises(VerificationError, match="logits.* differs"):
+        check_values(model, cut, plan)
+    plain = ManyOutputs(dict)
+    with pytest.raises(VerificationError, match="hidden.* was to have shape"):
+        check_values(plain, apply(plain, plan, verify=False), plan)

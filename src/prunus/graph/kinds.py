@@ -153,10 +153,9 @@ def _heads(recorder: Recorder, nodes: Iterable[int]) -> tuple[set[int], set[int]
     shared: set[int] = set()
     own: set[int] = set()
     for node in {recorder.algebra.find(node) for node in nodes}:
-        first, *rest = _factors(recorder, node) or [None]
-        if first is not None:
-            (shared if rest else own).update(recorder.algebra.atoms(first))
-            own |= _atoms(recorder, rest)
+        factors = _factors(recorder, node)
+        (shared if len(factors) > 1 else own).update(_atoms(recorder, factors[:1]))
+        own |= _atoms(recorder, factors[1:])
     return shared, own - shared
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bypass import Bypass
 from .cut import apply, plans_of
+from .experts import PrunedExperts, prune_experts
 from .files import check_writable, read_weights
 from .gradual import GradualPruner
 from .leave_out import leave_out_failing
@@ -29,6 +30,8 @@ __all__ = [
     "SparsityReport",
     "LayerSparsity",
     "Report",
+    "PrunedExperts",
+    "prune_experts",
     "PrunedVocabulary",
     "prune_vocabulary",
     "token_map",

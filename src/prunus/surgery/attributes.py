@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import nn
@@ -83,3 +83,16 @@ def _walk(module: nn.Module, steps: list[str | int]) -> Any:
     for step in steps:
         value = _get(value, step)
     return value
+
+
+def integers(holder: object, prefix: str, seen: set[int]) -> Iterator[tuple[str, int]]:
+    """Integers among the attributes of a module and its configs, each config once, by attribute path."""
+    for name, value in vars(holder).items():
+        path = f"{prefix}{name}"
+        if type(value) is int:
+            yield path, value
+        elif isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+            yield from ((f"{path}[{i}]", item) for i, item in enumerate(value))
+        elif name.endswith("config") and hasattr(value, "__dict__") and id(value) not in seen:
+            seen.add(id(value))
+            yield from integers(value, f"{path}.", seen)

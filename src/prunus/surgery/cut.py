@@ -8,7 +8,7 @@ values are committed to the model itself only after that; a failure in the middl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -44,11 +44,12 @@ class Staged:
     """Everything that a plan changes in one model, computed and not yet written.
 
     `tensors` maps a name to the old and the new tensor (one entry per tensor, however many names it has); `attributes`
-    are (module path, attribute path, new value).
+    are (module path, attribute path, new value); `members` are (path of a ModuleList, members that stay).
     """
 
     tensors: Mapping[str, tuple[Tensor, Tensor]]
     attributes: tuple[tuple[str, str, Any], ...]
+    members: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 def plans_of(model: nn.Module) -> tuple[Plan, ...]:
@@ -134,7 +135,29 @@ def stage(model: nn.Module, plan: Plan) -> Staged:
     new = _sliced(model, keeps)
     planned = _planned(model, plan)
     values = {**planned, **_mended(model, plan, keeps, new, planned)}
-    return Staged(new, tuple((module, name, value) for (module, name), value in values.items()))
+    changed = tuple((module, name, value) for (module, name), value in values.items())
+    return Staged(new, changed, tuple(_members(model, plan)))
+
+
+def _members(model: nn.Module, plan: Plan) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Lists of expert modules that lose some, checked."""
+    for mixture in plan.mixtures:
+        if mixture.members:
+            found = dict(model.named_modules()).get(mixture.members)
+            if not isinstance(found, nn.ModuleList) or len(found) != mixture.size:
+                raise SurgeryError(
+                    f"the plan removes members of {mixture.members!r}, a ModuleList of {mixture.size}; the model has "
+                    f"{'none' if found is None else type(found).__name__} there: was it already cut?"
+                )
+            yield mixture.members, mixture.keep
+
+
+def _keep_members(model: nn.Module, path: str, keep: tuple[int, ...]) -> Callable[[], None]:
+    """Leave only these members in a list; returns what undoes it."""
+    holder = model.get_submodule(path)
+    old = dict(holder._modules)
+    holder._modules = {str(new): old[str(index)] for new, index in enumerate(keep)}
+    return lambda: setattr(holder, "_modules", old)
 
 
 def _keeps(model: nn.Module, plan: Plan) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -238,6 +261,8 @@ def _build(model: ModuleT, staged: Staged, *, share_rest: bool) -> ModuleT:
     result = tensors.copy_with(model, lambda tensor: new.get(id(tensor), tensor if share_rest else None))
     for path, name, value in staged.attributes:
         attributes.write(result.get_submodule(path), name, value)
+    for path, keep in staged.members:
+        _keep_members(result, path, keep)
     _refresh_all(result)
     return result
 
@@ -258,6 +283,8 @@ def _commit(model: nn.Module, staged: Staged, history: _Plans) -> None:
                 undo.append(lambda module=module, local=local, old=old: setattr(module, local, old))
         for path, name, value in staged.attributes:
             undo.append(attributes.write(model.get_submodule(path), name, value))
+        for path, keep in staged.members:
+            undo.append(_keep_members(model, path, keep))
         _refresh_all(model)
         setattr(model, PLANS, history)
     except BaseException:

@@ -189,8 +189,9 @@ def _notes(verified: Verified | None) -> list[str]:
     """What a reader of the report must know about the proof: nothing where outputs are equal."""
     notes = [f"verified by {verified.how}"] if verified is not None and not verified.equal else []
     if verified is not None and verified.constants:
-        more = f" and {len(verified.constants) - 1} more" if len(verified.constants) > 1 else ""
-        notes.append(f"a constant that the code computes from a size follows it: {verified.constants[0]}{more}")
+        first, *others = verified.constants
+        more = f" and {len(others)} more" if others else ""
+        notes.append(f"a constant that the code computes from a size follows it: {first}{more}")
     return notes
 
 

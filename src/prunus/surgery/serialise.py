@@ -16,6 +16,7 @@ from ..types import (
     AttributeChange,
     Cut,
     InputSpec,
+    Mixture,
     OperatorShape,
     Plan,
     Reduction,
@@ -52,6 +53,7 @@ def to_json(plan: Plan) -> str:
         "reductions": [[r.name, r.module, r.call, r.dim, r.size, ranges(r.keep)] for r in plan.reductions],
         "vocabulary": plan.vocabulary
         and {"size": plan.vocabulary.size, "keep": ranges(plan.vocabulary.keep), "inputs": plan.vocabulary.inputs},
+        "mixtures": [[m.router, m.size, ranges(m.keep), m.members] for m in plan.mixtures],
         "shapes": [[o.name, o.module, [list(shape) for shape in o.shapes]] for o in plan.shapes],
     }
     return json.dumps(data, indent=None, separators=(", ", ": "), ensure_ascii=False)
@@ -191,6 +193,11 @@ def _vocabulary(value: Any) -> Vocabulary | None:
     return Vocabulary(_is(int, value["size"]), positions(value["keep"]), inputs)
 
 
+def _mixture(value: Any) -> Mixture:
+    router, size, keep, members = value
+    return Mixture(_is(str, router), _is(int, size), positions(keep), _is(str, members))
+
+
 def _inputs(value: Any) -> InputSpec:
     if value["layout"] not in ("tensor", "tuple", "dict"):
         raise ValueError(f"layout is {value['layout']!r}, expected 'tensor', 'tuple' or 'dict'")
@@ -218,4 +225,5 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "shapes": _items(_operator),
     "reductions": _items(_reduction),
     "vocabulary": _vocabulary,
+    "mixtures": _items(_mixture),
 }

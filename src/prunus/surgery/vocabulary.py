@@ -15,6 +15,7 @@ from ..graph import plan_from
 from ..graph.provenance import MENDED_BY_TABLE
 from ..graph.vocabulary import VocabularyGraph, trace_vocabulary, with_inputs
 from ..types import AttributeChange, Plan, Vocabulary
+from .attributes import integers
 from .cut import applied, plans_of
 from .report import Report, report_of
 from .verify import Verified
@@ -159,7 +160,7 @@ def _following(model: nn.Module, size: int, keep: tuple[int, ...]) -> Iterator[A
     for path, module in model.named_modules():
         if isinstance(module, MENDED_BY_TABLE):
             continue
-        for name, value in _integers(module, "", seen):
+        for name, value in integers(module, "", seen):
             last = name.rpartition(".")[2].partition("[")[0]
             if last in SIZES and value == size and len(keep) != size:
                 yield AttributeChange(path, name, value, len(keep))
@@ -171,16 +172,3 @@ def _following(model: nn.Module, size: int, keep: tuple[int, ...]) -> Iterator[A
                     )
                 if new_ids[value] != value:
                     yield AttributeChange(path, name, value, new_ids[value])
-
-
-def _integers(holder: object, prefix: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """Integers among the attributes of a module and its configs, each config once, by attribute path."""
-    for name, value in vars(holder).items():
-        path = f"{prefix}{name}"
-        if type(value) is int:
-            yield path, value
-        elif isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
-            yield from ((f"{path}[{i}]", item) for i, item in enumerate(value))
-        elif name.endswith("config") and hasattr(value, "__dict__") and id(value) not in seen:
-            seen.add(id(value))
-            yield from _integers(value, f"{path}.", seen)

@@ -182,7 +182,7 @@ def repeat(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 def freeze_dim(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """roll, flip, sort, cumsum: the order of positions matters, so the axes named in the arguments freeze."""
     source: Tensor = args[0]
-    position = {"aten::roll": 2, "aten::flip": 1}.get(func._schema.name, 1)
+    position = {"aten::roll": 2, "aten::topk": 2}.get(func._schema.name, 1)
     dims = args[position] if len(args) > position else kwargs.get("dim", kwargs.get("dims", -1))
     for dim in [dims] if isinstance(dims, int) else dims or range(source.dim()):
         recorder.freeze(recorder.axes(source)[dim], "the order of its positions is changed by number")
