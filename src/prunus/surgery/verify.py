@@ -291,7 +291,7 @@ class _Trial:
 
     def routed(self) -> Verified:
         """Against the dense model whose tokens pass the removed experts over."""
-        reference = _converted_copy(self.dense, self.dtype)
+        reference = converted_copy(self.dense, self.dtype)
         got = self._got(self.model)
         with RouterMode(reference, {m.router: m.keep for m in self.plan.mixtures}) as mode:
             expected = self._expected(reference)
@@ -320,7 +320,7 @@ class _Trial:
             converted = model if model is not self.model else converted_copy(model, self.dtype)
             return _run(converted, self.given, self.dtype)
         except Exception as error:
-            self._expected(_converted_copy(self.dense, self.dtype))  # where the dense model does not run either
+            self._expected(converted_copy(self.dense, self.dtype))  # where the dense model does not run either
             raise VerificationError(f"the cut model does not run: {type(error).__name__}: {error}") from error
 
 
