@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,6 +44,14 @@ class Example:
 EXAMPLE_SCRIPTS = [
     Example("yolo_detection", lambda m: m.Detector(4), "macs", "IoU", True, None),
     Example("unet_segmentation", lambda m: m.build("unet", **m.ARCHITECTURE), "macs", "dice", True, "bright pixels"),
+    Example(
+        "lstm_language_model",
+        lambda m: m.LanguageModel(len(set(m.texts(0, True)[0])) + 1, 24, 32),
+        "parameters",
+        "perplexity",
+        False,
+        "word frequencies",
+    ),
     Example("convlstm_forecast", lambda m: m.Forecaster(8), "macs", "error", False, None),
     Example("gcn_citations", lambda m: m.GCN(64, 10), "parameters", "accuracy", True, "features alone"),
     Example("dcgan_digits", lambda m: m.generator(8), "macs", "distance", False, "independent pixels"),
@@ -145,6 +154,18 @@ def test_frechet_distance_in_closed_form():
     # Twice the spread in four directions: sum of (2s - s)² = sum of variances.
     wide = features.mean(0) + 2 * (features - features.mean(0))
     assert dcgan.frechet(features, wide) == pytest.approx(float(features.var(0).sum()), rel=1e-4)
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_its_vocabulary():
+    lstm: Any = importlib.import_module("lstm_language_model")
+    model = lstm.LanguageModel(50, 8, 8)
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    numbers = {str(number): number for number in range(1, 50)}
+    text = lstm.passages([str(number) for number in torch.randint(60, (400,)).tolist()], numbers)
+    assert int(text.max()) < 50
+    assert math.isclose(lstm.perplexity(model, text), 50, rel_tol=1e-4)
+    assert text[1:, 0].tolist() == text[:-1, -1].tolist()
 
 
 def test_dice_and_normalised_adjacency_by_hand():
