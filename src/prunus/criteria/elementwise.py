@@ -62,6 +62,42 @@ def snip(weight: Tensor, weight_gradient: Tensor) -> Tensor:
     return (weight * weight_gradient).abs()
 
 
+def grasp(weight: Tensor, gradient_flow: Tensor) -> Tensor:
+    """w (H g): how much the squared norm of the gradient falls, to first order, when the weight goes.
+
+    Args:
+        weight: any shape.
+        gradient_flow: the same shape, Hessian times gradient (`prunus.statistics.gradient_flow`).
+
+    Returns:
+        Scores of that shape, of either sign: minus the paper's, which removes the highest. Comparable across layers.
+
+    Source: Wang, Zhang, Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
+    arXiv:2002.07376.
+
+    >>> grasp(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 1.0]))
+    tensor([4., 1.])
+    """
+    return weight * gradient_flow
+
+
+def synflow(weight: Tensor, synaptic_gradient: Tensor) -> Tensor:
+    """|w| dR/d|w|: the flow of ones through the weight, in a network of absolute weights.
+
+    Args:
+        weight: any shape.
+        synaptic_gradient: the same shape (`prunus.statistics.synaptic_gradient`).
+
+    Returns:
+        Scores of that shape in the gradient's type, >= 0. In networks without biases they add up to the same number in
+        every layer.
+
+    Source: Tanaka, Kunin, Yamins, Ganguli, NeurIPS 2020, arXiv:2006.05467. One round of it; the iterated method is
+    `prunus.methods.run("synflow", ...)`.
+    """
+    return weight.abs() * synaptic_gradient
+
+
 def taylor_element(weight: Tensor, weight_gradient_square: Tensor) -> Tensor:
     """(w g)^2, with the square taken per mini-batch and averaged over them.
 

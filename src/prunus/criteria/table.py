@@ -65,6 +65,8 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "phash_similarity": Need(True, True, "mean share of equal hash bits", shape=("units", "units")),
         "activation_taylor_abs": Need(True, True, "mean over examples of the mean over positions of |dL/dA A|"),
         "hessian_diagonal": Need(False, True, "second derivatives of the mean loss", given=True),
+        "gradient_flow": Need(False, True, "Hessian times gradient of the mean loss", given=True),
+        "synaptic_gradient": Need(False, True, "gradient of the flow of ones through absolute weights", given=True),
         "input_norm": Need(False, True, "L2 norm of each input feature over the data", shape=("elements",), given=True),
     }
 )
@@ -171,6 +173,10 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             _elementwise(elementwise.random_weight, "weight", "generator"),
             _elementwise(
                 elementwise.snip, "weight", "weight_gradient", paper="Lee et al., ICLR 2019, arXiv:1810.02340"
+            ),
+            _elementwise(elementwise.grasp, "weight", "gradient_flow", paper="Wang et al., 2020, arXiv:2002.07376"),
+            _elementwise(
+                elementwise.synflow, "weight", "synaptic_gradient", paper="Tanaka et al., 2020, arXiv:2006.05467"
             ),
             _elementwise(elementwise.taylor_element, "weight", "weight_gradient_square", paper=_TAYLOR_WEIGHT),
             _elementwise(elementwise.obd, "weight", "hessian_diagonal", paper=_OBD),

@@ -3,6 +3,16 @@
 from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
 from .influence import block_influence
+from .initialisation import gradient_flow, synaptic_gradient
 from .map_accumulators import MAP_ACCUMULATORS
 
-__all__ = ["block_influence", "collect", "ACCUMULATORS", "MAP_ACCUMULATORS", "NEED_GRAPH", "NOT_COLLECTED"]
+__all__ = [
+    "block_influence",
+    "collect",
+    "gradient_flow",
+    "synaptic_gradient",
+    "ACCUMULATORS",
+    "MAP_ACCUMULATORS",
+    "NEED_GRAPH",
+    "NOT_COLLECTED",
+]

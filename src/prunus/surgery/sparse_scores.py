@@ -28,7 +28,8 @@ REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 """(pools, units, elements) -> (pools, units)."""
 
 OF_WEIGHTS = frozenset(
-    {"weight", "kernels", "generator", "weight_gradient", "weight_gradient_square", "hessian_diagonal", "input_norm"}
+    "weight kernels generator weight_gradient weight_gradient_square hessian_diagonal input_norm gradient_flow "
+    "synaptic_gradient".split()
 )
 """Needs of criteria that can be read for one weight; the others belong to channels."""
 
