@@ -2,7 +2,7 @@
 
     python benchmarks/coverage/run.py [--family timm] [--only 'swin*'] [--again] [--tool prunus]
 
-Each network is pruned in a process of its own, with limits on time and memory. Verdicts:
+Each network is pruned in a process of its own, with limits on CPU time and memory. Verdicts:
 
     pruned   at least 35% of the parameters are gone, and the result was checked
     barely   less is gone
@@ -26,6 +26,7 @@ import importlib
 import json
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -68,7 +69,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="*", help="pattern of names")
     parser.add_argument("--tool", choices=list(TOOLS), action="append", help="default: all")
     parser.add_argument("--again", action="store_true", help="also what has a result already")
-    parser.add_argument("--seconds", type=int, default=300, help="limit for one network and tool")
+    parser.add_argument("--seconds", type=int, default=120, help="limit of CPU time for one network and tool")
     parser.add_argument("--gigabytes", type=float, default=8.0, help="limit of memory for one network and tool")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -107,22 +108,25 @@ def _limited(case: Case, tool: str, seconds: int, gigabytes: float) -> Row:
     """Run one case in a child process; what passes the limits is refused, a child that dies is broken."""
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
-    child = context.Process(target=_in_child, args=(writer, case, tool, gigabytes))
-    start = time.monotonic()
+    child = context.Process(target=_in_child, args=(writer, case, tool, seconds, gigabytes))
     child.start()
     writer.close()
     try:
-        found = reader.recv() if reader.poll(seconds) else {"verdict": "refused", "reason": f"took over {seconds} s"}
+        found = reader.recv()
+        child.join()
     except EOFError:
-        found = {"verdict": "broken", "reason": "the process died"}
-    child.kill()
-    child.join()
-    return {"family": case.family, "name": case.name, "tool": tool, "wall": round(time.monotonic() - start, 1), **found}
+        child.join()
+        if child.exitcode == -signal.SIGXCPU:
+            found = {"verdict": "refused", "reason": f"took over {seconds} s of CPU time"}
+        else:
+            found = {"verdict": "broken", "reason": f"the process died (exit code {child.exitcode})"}
+    return {"family": case.family, "name": case.name, "tool": tool, **found}
 
 
-def _in_child(writer: Connection, case: Case, tool: str, gigabytes: float) -> None:
+def _in_child(writer: Connection, case: Case, tool: str, seconds: int, gigabytes: float) -> None:
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     writer.send(_measured(case, TOOLS[tool]))
 
 

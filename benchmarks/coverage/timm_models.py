@@ -75,7 +75,7 @@ IMAGE_SIZE: dict[int, str] = {
 OWN_SIZE: dict[int, str] = {
     224: """
         crossvit_tiny_240 crossvit_9_dagger_240 efficientformer_l1 efficientformerv2_s0 efficientvit_m0 levit_128s
-        levit_conv_128s gcvit_xxtiny tiny_vit_5m_224 test_vit_relpos
+        levit_conv_128s gcvit_xxtiny tiny_vit_5m_224
         """,
     256: "botnet26t_256 eca_botnext26ts_256 sehalonet33ts lambda_resnet26rpt_256",
 }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import InputError
 from ..types import InputSpec
@@ -22,11 +22,10 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def check(inputs: Any) -> None:
-    """Raise unless the inputs are a tensor, or a tuple, list or dict with at least one tensor."""
+    """Raise unless the inputs are a tensor, or a tuple, list or dict with at least one tensor somewhere in it."""
     if isinstance(inputs, Tensor):
         return
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else None
-    if values is None or not any(isinstance(v, Tensor) for v in values):
+    if not isinstance(inputs, (Mapping, tuple, list)) or not any(isinstance(v, Tensor) for v in tree_leaves(inputs)):
         raise InputError(
             f"example_inputs must be a tensor, a tuple of tensors or a dict of tensors, got {type(inputs).__name__}"
         )
@@ -37,8 +36,19 @@ def describe(inputs: Any) -> InputSpec:
     if isinstance(inputs, Tensor):
         return InputSpec("tensor", {"0": _describe(inputs)})
     layout = "dict" if isinstance(inputs, Mapping) else "tuple"
-    items = inputs.items() if isinstance(inputs, Mapping) else ((str(i), v) for i, v in enumerate(inputs))
-    return InputSpec(layout, {str(k): _describe(v) for k, v in items if isinstance(v, Tensor)})
+    return InputSpec(layout, {path: _describe(tensor) for path, tensor in _leaves(inputs)})
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested tuples, lists and dicts, each with its dotted path."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
+    )
+    for key, item in items:
+        yield from _leaves(value[key], f"{path}.{key}" if path else str(key))
 
 
 def _describe(tensor: Tensor) -> tuple[tuple[int, ...], str, float, float]:
@@ -60,10 +70,25 @@ def make(spec: InputSpec, seed: int = 0) -> Any:
             return torch.randn(shape, generator=generator).to(dtype)
         return torch.randint(int(low), int(high) + 1, shape, generator=generator).to(dtype)
 
-    made = {name: one(*described) for name, described in spec.tensors.items()}
+    made: dict[str, Any] = {}
+    for path, described in spec.tensors.items():
+        *outer, last = path.split(".")
+        holder = made
+        for step in outer:
+            holder = holder.setdefault(step, {})
+        holder[last] = one(*described)
     if spec.layout == "tensor":
         return made["0"]
-    return made if spec.layout == "dict" else tuple(made.values())
+    values = {name: _as_lists(value) for name, value in made.items()}
+    return values if spec.layout == "dict" else tuple(values.values())
+
+
+def _as_lists(value: Any) -> Any:
+    """Nested dicts whose keys are all numbers were sequences."""
+    if not isinstance(value, dict):
+        return value
+    items = {name: _as_lists(item) for name, item in value.items()}
+    return list(items.values()) if all(name.isdigit() for name in items) else items
 
 
 def to_meta(inputs: Any) -> Any:
@@ -71,11 +96,16 @@ def to_meta(inputs: Any) -> Any:
 
 
 def batch_size(inputs: Any) -> int:
-    """Size of the first dimension of the first tensor with dimensions."""
+    """Size of the first dimension of the first tensor with dimensions; a list of tensors is as many samples."""
     values = (
         [inputs] if isinstance(inputs, Tensor) else list(inputs.values() if isinstance(inputs, Mapping) else inputs)
     )
-    return next((v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()), 1) or 1
+    for value in values:
+        if isinstance(value, Tensor) and value.dim():
+            return value.shape[0] or 1
+        if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
+            return len(value)
+    return 1
 
 
 def copy_of(model: nn.Module, *, meta: bool) -> nn.Module:

@@ -28,7 +28,7 @@ from .shortcuts import output_of
 SKIPPED = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh", "aten::lift", "aten::_local_scalar_dense"})
 """Calls that make no new values; they are followed but not recorded, since autograd modes add and drop them."""
 
-_SILENT_FOLDERS = (os.path.dirname(str(torch.__file__)), os.path.dirname(os.path.dirname(__file__)))
+_SILENT_FOLDERS = tuple(os.path.join(os.path.dirname(str(f)), "") for f in (torch.__file__, os.path.dirname(__file__)))
 
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .provenance import (
 from .recorder import Recorder, argument, source_line
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_COUNTS: Any = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 
 
 class SizeReader(TorchFunctionMode):
@@ -46,6 +48,8 @@ class SizeReader(TorchFunctionMode):
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func == _SHAPE or func is torch.Tensor.size:
             return self._read(func, args, kwargs)
+        if func in _COUNTS and self.recorder.known(args[0]):
+            return prod((SizeInt(n, FromAxis(a)) for n, a in zip(args[0].shape, self.recorder.axes(args[0]))), start=1)
         name = getattr(func, "__name__", "")
         if name in _GROUP_ARGUMENT:
             position, keyword = _GROUP_ARGUMENT[name]

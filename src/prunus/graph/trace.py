@@ -134,11 +134,29 @@ def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _
     reading = reader.reading() if reader else nullcontext()
     with stack.watching(), functional_bodies_visible() if armed else nullcontext(), recorder, reading:
         out = example.call(model, inputs)
-    if keep_outputs:
-        _freeze_outputs(recorder, out)
+        if keep_outputs:
+            _freeze_outputs(recorder, out)
+        _follow_training(recorder, model, inputs, keep_outputs)
     equations = list(reader.equations) if reader else []
     equations = layer_equations(recorder, model) + equations + _group_equations(recorder, model)
     return _Recording(recorder, equations, reader.factors if reader else [])
+
+
+def _follow_training(recorder: Recorder, model: nn.Module, inputs: Any, keep_outputs: bool) -> None:
+    """Layers that run only in training mode (auxiliary classifiers) must fit the cut model too: where the forward pass
+    left parameters unread, one in training mode is followed for their sake. What reads them there is not counted."""
+    if all(name in recorder.read for name, named in recorder.named.items() if named.is_parameter):
+        return
+    calls = len(recorder.calls)
+    try:
+        out = example.call(model.train(), inputs)
+        if keep_outputs:
+            _freeze_outputs(recorder, out)
+    except Exception:  # many models ask for targets then; what stays unread is frozen
+        pass
+    finally:
+        model.eval()
+        del recorder.calls[calls:]
 
 
 def _freeze_outputs(recorder: Recorder, out: Any) -> None:
@@ -239,13 +257,24 @@ def _adopt_orphans(recorder: Recorder) -> None:
 
 
 def _freeze_orphans(recorder: Recorder) -> None:
-    """Atoms in no parameter cannot be pruned by slicing anything: they stay as they are."""
+    """Atoms in no parameter cannot be pruned by slicing anything, and those of a buffer that layers only read
+    (coordinates) no layer makes: both stay as they are."""
     algebra = recorder.algebra
+    made, stored = set[int](), set[int]()
+    for named in recorder.named.values():
+        for dim, axis in enumerate(named.axes):
+            if not named.is_parameter:
+                stored.update(algebra.atoms(axis))
+            elif named.roles.get(dim) != "in":
+                made.update(algebra.atoms(axis))
     owned = _owned(recorder)
-    reason = Reason("no parameter has it")
+    reason, read_only = Reason("no parameter has it"), Reason("it is stored in a buffer, and layers only read it")
     for node in range(len(algebra)):
-        if algebra.find(node) == node and algebra.kind(node) == "atom" and node not in owned:
-            algebra.freeze(node, reason)
+        if algebra.find(node) == node and algebra.kind(node) == "atom":
+            if node not in owned:
+                algebra.freeze(node, reason)
+            elif node in stored and node not in made:
+                algebra.freeze(node, read_only)
 
 
 def _name_atoms(recorder: Recorder) -> dict[int, str]:

@@ -214,8 +214,27 @@ def glu(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     recorder.set(out, axes)
 
 
+def as_strided(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """The same sizes laid out one after the other (what pooling to a single position does) keep their axes."""
+    source, size, stride = args[:3]
+    axes = recorder.axes(source)
+    expected, step = [], 1
+    for n in reversed(size):
+        expected.insert(0, step)
+        step *= n
+    kept = tuple(map(recorder.algebra.size, axes)) == tuple(size) and all(
+        n == 1 or have == want for n, have, want in zip(size, stride, expected)
+    )
+    if not kept:
+        for axis in axes:
+            recorder.freeze(axis, "its memory is read with strides given by number")
+        axes = tuple(recorder.fixed(n, "its memory is read with strides given by number") for n in size)
+    recorder.set(out, axes)
+
+
 RULES: dict[str, Rule] = {
     "aten::view": view,
+    "aten::as_strided": as_strided,
     "aten::_unsafe_view": view,
     "aten::reshape": view,
     "aten::_reshape_alias": view,

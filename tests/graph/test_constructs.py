@@ -1,0 +1,145 @@
+"""Constructs of public networks that once were refused, frozen or cut wrongly; the oracle is the dense network with
+zeros in the place of what was removed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import prunus
+from prunus.graph import inputs as example
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """In float64, with random values in what starts as zeros or ones."""
+    torch.manual_seed(0)
+    model = model.double().eval()
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5) if name.endswith("running_var") else tensor.normal_(0.0, 0.5)
+    return model
+
+
+def halved(model: nn.Module, inputs: Any) -> prunus.Pruned[nn.Module]:
+    """Pruned by half and equal to its masked self."""
+    result = prunus.prune(lively(model), inputs, ratio=0.5)
+    assert result.plan.neutral
+    masked = copy.deepcopy(model)
+    tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
+    with torch.no_grad():
+        for cut in result.plan.tensors:
+            gone = sorted(set(range(cut.size)) - set(cut.keep))
+            tensors[cut.tensor].index_fill_(cut.dim, torch.tensor(gone), 0)
+        expected, got = (tree_leaves(example.call(m, inputs)) for m in (masked, result.model))
+    assert len(expected) == len(got)
+    for want, have in zip(expected, got):
+        torch.testing.assert_close(have, want)
+    return result
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (2, 3, 8, 8)), dtype=torch.float64)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier that runs only in training mode, and a layer that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.aux = nn.Conv2d(8, 6, 1)
+        self.aux_head = nn.Linear(6, 5)
+        self.head = nn.Linear(8, 5)
+        self.forgotten = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.stem(x))
+        out = self.head(x.sum((2, 3)))
+        return (out, self.aux_head(self.aux(x).sum((2, 3)))) if self.training else out
+
+
+def test_layers_that_run_only_in_training_fit_the_cut_model_too():
+    result = halved(AuxiliaryHead(), image())
+    cut = result.model
+    assert cut.aux.weight.shape == (3, 4, 1, 1)
+    assert [t.shape for t in cut.train()(image())] == [(2, 5), (2, 5)]
+    assert cut.forgotten.weight.shape == (8, 8)
+    assert any("nothing reads it" in r.reason for r in result.refused)
+
+
+class Coordinates(nn.Module):
+    """A bias computed by a small network from coordinates in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 8), nn.Linear(8, 4)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.register_buffer("coordinates", torch.randn(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x) * self.second(torch.relu(self.first(self.coordinates)))))
+
+
+def test_what_no_layer_makes_is_left_alone():
+    result = halved(Coordinates(), torch.randn(2, 6, 4, dtype=torch.float64))
+    assert result.model.first.weight.shape == (4, 2)
+    assert result.model.coordinates.shape == (6, 2)
+
+
+class ZeroedKeyBias(nn.Module):
+    """Sizes read with numel()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = self.qkv.bias.numel() // 3
+        bias = self.qkv.bias.clone()
+        bias[length : 2 * length].zero_()
+        q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        return self.head(q * k * v)
+
+
+def test_sizes_read_with_numel_follow_the_axis():
+    assert halved(ZeroedKeyBias(), torch.randn(2, 5, 4, dtype=torch.float64)).model.qkv.weight.shape == (12, 4)
+
+
+class ListOfImages(nn.Module):
+    """Inputs in a list within a tuple, as detectors take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
+        return {"out": self.head(torch.relu(self.conv(torch.stack(images))))}
+
+
+def test_inputs_may_be_nested():
+    images = ([image(3, 8, 8), image(3, 8, 8)],)
+    result = halved(ListOfImages(), images)
+    assert result.model.conv.weight.shape == (4, 3, 3, 3)
+    assert result.graph.batch == 2
+    made = example.make(result.plan.inputs)
+    assert [t.shape for t in made[0]] == [(3, 8, 8), (3, 8, 8)]
+
+
+class ChannelsLastPooling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x)).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_pooling_of_channels_last_tensors_keeps_the_channels():
+    assert halved(ChannelsLastPooling(), image()).model.conv.weight.shape == (4, 3, 3, 3)
