@@ -226,10 +226,13 @@ class UnreadToken(nn.Module):
         return self.second(h + self.token if self.training else h)
 
 
-def test_a_parameter_that_nothing_reads_stays_whole():
-    graph = prunus.trace(UnreadToken(), torch.randn(2, 4))
+def test_a_parameter_that_only_training_reads_follows_and_one_that_nothing_reads_stays_whole():
+    model = UnreadToken()
+    model.forgotten = nn.Parameter(torch.randn(8))
+    graph = prunus.trace(model, torch.randn(2, 4))
     assert [g.name for g in graph.groups] == ["first"]
-    assert any(r.what.startswith("token") and "nothing reads it" in r.reason for r in graph.unprunable)
+    assert "token" in {p.tensor for p in graph.groups[0].places}
+    assert any(r.what.startswith("forgotten") and "nothing reads it" in r.reason for r in graph.unprunable)
 
 
 class Transposed(nn.Module):

@@ -44,10 +44,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
         return
-    items = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
-    )
-    for key, item in items:
+    keys = value if isinstance(value, Mapping) else range(len(value)) if isinstance(value, (tuple, list)) else ()
+    for key in keys:
         yield from _leaves(value[key], f"{path}.{key}" if path else str(key))
 
 
