@@ -143,3 +143,26 @@ class ChannelsLastPooling(nn.Module):
 
 def test_pooling_of_channels_last_tensors_keeps_the_channels():
     assert halved(ChannelsLastPooling(), image()).model.conv.weight.shape == (4, 3, 3, 3)
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution that normalises its weight over the fan-in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def test_a_layer_with_code_of_its_own_reads_its_attributes_and_standardised_weights_are_not_neutral():
+    model = nn.Sequential(StandardisedConv(3, 8, 3, padding=1), nn.ReLU(), StandardisedConv(8, 4, 3)).double()
+    result = prunus.prune(model, image(), ratio=0.5)
+    first, second = result.model[0], result.model[2]
+    assert (first.out_channels, first.weight.shape, second.weight.shape) == (4, (4, 3, 3, 3), (4, 4, 3, 3))
+    assert not result.plan.neutral
+    kept = torch.tensor(result.plan.cuts[0].keep)
+    expected = copy.deepcopy(model)
+    expected[0].weight.data, expected[0].bias.data = model[0].weight[kept].data, model[0].bias[kept].data
+    expected[0].out_channels, expected[2].weight.data = 4, model[2].weight[:, kept].data
+    x = image()
+    torch.testing.assert_close(result.model(x), expected(x))

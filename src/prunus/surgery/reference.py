@@ -75,6 +75,12 @@ def _layer_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: 
     return (_spread(first, source, kept), *others)
 
 
+def _batch_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Kept) -> Any:
+    """Statistics of the input itself, over its dimensions other than the channels."""
+    first, *others = func(_select(args[0], kept), *args[1:], **kwargs)
+    return (_spread(first, args[0], kept), *others)
+
+
 def _group_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Kept) -> Any:
     """input, scale, shift, N, C, HxW, groups, eps: every group that stays keeps equally many channels."""
     source, weight, bias, batch, channels, extent, groups, eps = args
@@ -100,6 +106,10 @@ RESTRICTED: Mapping[str, Restricted] = {
     **{f"aten::{name}": _reduced for name in _REDUCTIONS},
     **dict.fromkeys(("aten::_softmax", "aten::_log_softmax", "aten::_safe_softmax"), _softmax),
     **dict.fromkeys(("aten::native_layer_norm", "aten::_fused_rms_norm"), _layer_norm),
+    **{
+        f"aten::{name}": _batch_norm
+        for name in ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+    },
     "aten::native_group_norm": _group_norm,
 }
 """Operator -> the same over the positions that stay. What is not in it is not understood."""

@@ -31,6 +31,9 @@ def batch_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
     given = [*args[1:5], *[None] * (5 - len(args))] if "no_stats" not in str(func) else [*args[1:3], None, None]
     weight, bias, mean, var = (t if isinstance(t, Tensor) else None for t in given[:4])
     _vectors(recorder, axes[1], {"weight": weight, "bias": bias, "mean": mean, "var": var})
+    named = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
+    if named.get("training", mean is None):  # statistics of the input itself: standardised weights, for example
+        recorder.reduces(axes, (0, *range(2, len(axes))))
     _rest(recorder, [t for t in tree_leaves(out) if isinstance(t, Tensor)], axes, axes[1])
 
 
