@@ -91,6 +91,15 @@ def test_prune_saves_a_model_that_the_next_verb_takes(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["size"] == result["after"]
 
 
+def test_prune_leaves_blocks_out(tmp_path, capsys):
+    out = tmp_path / "small"
+    assert call("prune", "zoo:resnet20", "--depth", "layer1.1", "--depth", "layer3.2", "--out", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["depth"] == ["layer1.1", "layer3.2"]
+    assert call("analyze", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["size"] == result["after"]
+
+
 def test_tables_are_for_people(capsys, tmp_path):
     assert call("prune", "zoo:lenet5", "--ratio", "0.5", "--out", tmp_path / "small") == 0
     out = capsys.readouterr().out

@@ -136,6 +136,20 @@ def test_a_module_that_runs_twice_stays():
     assert found(Twice())["twice.0"].why_not == "it runs 2 times in one pass"
 
 
+def test_a_layer_that_all_share_stays_and_says_so():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Residual()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = self.layers[0](x)
+            return x
+
+    assert found(Shared())["layers.0"].why_not == "it runs 3 times in one pass"
+
+
 class Leaking(Residual):
     def forward(self, x: Tensor) -> Tensor:
         self.hidden = F.relu(self.up(x))

@@ -140,6 +140,14 @@ def test_depth_and_width_meet_a_budget_of_the_whole_model(model):
     assert_counted(result, X)
 
 
+def test_quality_and_latency_are_those_of_the_whole_model(model):
+    drop = prunus.prune(model, X, depth=1, target={"max_drop": 3.0}, quality=lambda m: float(len(m.layers)))
+    assert "of 4.0000" in drop.report.notes[0]
+    timed = prunus.prune(model, X, depth=2, target={"latency": 0.5}, seconds=lambda m: len(m.layers) * 1e-3)
+    assert len(timed.model.layers) == 2
+    assert "of 4 ms" in timed.report.notes[0]
+
+
 def test_the_result_is_an_ordinary_module(model, tmp_path):
     small = prunus.prune(model, X, depth=["layers.0", "layers.2.mix"]).model
     expected = small(X)

@@ -44,9 +44,9 @@ def blocks(model: nn.Module, example_inputs: Any, graph: Graph | None = None) ->
         graph: the model's, if it was traced already.
 
     Returns:
-        Every block and branch that can be removed, and with `why_not` those blocks that cannot although others of their
-        class can: where the shape changes, where a value inside is used elsewhere, where a module runs several times. A
-        block with a single branch is listed as a block only. MultiheadAttention and the like count as one module.
+        Every block and branch that can be removed, and with `why_not` those blocks that cannot: where a value inside is
+        used elsewhere, where a module runs several times, where the shape changes although others of the class keep it.
+        A block with a single branch is listed as a block only.
 
     Raises:
         InputError, TraceError: as in `prunus.trace`.
@@ -78,6 +78,7 @@ class _Finder:
         self.runs = Counter(call.module for call in flow.calls)
         self.identities: dict[int, _Identity] = {}
         self.reasons: dict[int, str] = {}
+        self.hindered: set[int] = set()
         self.owned = self._owned()
         for index, call in enumerate(flow.calls):
             if call.module and self.owned[index]:
@@ -100,7 +101,8 @@ class _Finder:
         named = {self.flow.calls[i].module for i in self.chosen}
         kinds = {type(self.modules[name]) for name in named} - {nn.Sequential, nn.ModuleList}
         for index, call in enumerate(self.flow.calls):
-            if type(self.modules[call.module]) in kinds and call.module not in named:
+            alike = type(self.modules[call.module]) in kinds
+            if (alike or (index in self.hindered and self._in_stack(call.module))) and call.module not in named:
                 named.add(call.module)
                 yield Block(call.module, "block", why_not=self.reasons.get(index) or str(self._identity(call)))
 
@@ -124,10 +126,11 @@ class _Finder:
         found = self._identity(call)
         if isinstance(found, str):
             self.reasons[index] = found
-        elif self.runs[call.module] > 1:
-            self.reasons[index] = f"it runs {self.runs[call.module]} times in one pass"
-        elif leak := self._leak(call, call.outputs[found.output]):
-            self.reasons[index] = leak
+            return
+        several = f"it runs {self.runs[call.module]} times in one pass" if self.runs[call.module] > 1 else ""
+        if why := several or self._leak(call, call.outputs[found.output]):
+            self.reasons[index] = why
+            self.hindered.add(index)
         else:
             self.identities[index] = found
 

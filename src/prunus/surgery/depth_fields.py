@@ -29,6 +29,11 @@ PER_LAYER = frozenset(
 )
 """Lists with one entry per member."""
 
+DERIVED: Mapping[str, tuple[str, Callable[[Sequence[Any]], Any]]] = {
+    "attention_layers": ("attention_types", lambda kinds: [[[kind], 1] for kind in kinds])
+}
+"""Fields that say the same as a per-layer list, and how it is written in them."""
+
 POSITIONS = frozenset("mlp_only_layers cross_attention_layers full_attn_idxs attn_layers_idx".split())
 """Lists of positions of members."""
 
@@ -169,6 +174,9 @@ def _config_fields(
             continue
         if name in PER_LAYER and len(value) == count:
             changes[name] = type(value)(value[i] for i in stays)
+            other, written = DERIVED.get(name, ("", None))
+            if written is not None and other in vars(config):
+                changes[other] = written(changes[name])
         elif name in POSITIONS and all(type(v) is int for v in value):
             changes[name] = type(value)(stays.index(v) for v in value if v in stays)
         elif name in STAGES and (stage := _stage(container)) < len(value) and value[stage] == count:
