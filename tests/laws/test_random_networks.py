@@ -1,207 +1,31 @@
-"""Networks built at random out of residuals, joins, splits, shuffles, gates, attention and shared weights are never
-broken: cut equals masked, predicted sizes equal counted ones."""
+"""Networks built at random out of residuals, joins, splits, shuffles, gates, attention, recurrent layers, norms and
+shared weights are never broken: cut equals masked, predicted sizes equal counted ones."""
 
 from __future__ import annotations
 
+import importlib.util
 import random
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from prunus.graph import plan_from
 from prunus.graph.counting import macs
 from prunus.types import Graph
 
-WIDTHS = (4, 6, 8, 12, 16)
-
-
-class Conv(nn.Module):
-    def __init__(self, rng: random.Random, inputs: int, outputs: int | None = None) -> None:
-        super().__init__()
-        outputs = outputs or rng.choice(WIDTHS)
-        shared = [g for g in (1, 2, 4) if inputs % g == outputs % g == 0]
-        groups = rng.choice([1, 1, *shared])
-        kernel = rng.choice((1, 3))
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=rng.random() < 0.5)
-        self.norm = rng.choice([nn.BatchNorm2d, nn.Identity])(outputs)
-        self.act = rng.choice([nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Identity])()
-        self.width = outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-
-class Block(nn.Module):
-    """Subclasses set `width`, the number of channels that they return."""
-
-    width: int
-
-
-class Residual(Block):
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(first := Conv(rng, c), Conv(rng, first.width, c))
-        self.width = c
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
-
-
-class Dense(Block):
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.inner = Conv(rng, c)
-        self.width = c + self.inner.width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.inner(x)], 1)
-
-
-class Halves(Block):
-    """CSP's way: one of two equal chunks goes through a convolution."""
-
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.first = Conv(rng, c, c + c % 2)
-        self.inner = Conv(rng, (c + c % 2) // 2)
-        self.width = self.inner.width + (c + c % 2) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.first(x).chunk(2, 1)
-        return torch.cat([b, self.inner(a)], 1)
-
-
-class Pieces(Block):
-    """Split at sizes that are attributes."""
-
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.head = rng.randrange(1, c)
-        self.tail = c - self.head
-        self.inner = Conv(rng, self.head, self.tail)
-        self.width = self.tail
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = x.split([self.head, self.tail], 1)
-        return self.inner(a) + b
-
-
-class Sliced(Block):
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.taken = rng.randrange(1, c)
-        self.width = self.taken
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, : self.taken] * 2
-
-
-class Shuffle(Block):
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.groups = rng.choice([g for g in (1, 2, 3, 4) if c % g == 0])
-        self.inner = Conv(rng, c, c)
-        self.width = c
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        return self.inner(x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w))
-
-
-class Gate(Block):
-    """Squeeze and excitation, by linear layers."""
-
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(c, rng.choice((2, 4)))
-        self.up = nn.Linear(self.down.out_features, c)
-        self.width = c
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.up(F.relu(self.down(x.mean((2, 3))))).sigmoid()[:, :, None, None]
-
-
-class Padded(Block):
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.before, self.after = rng.randrange(3), rng.randrange(3)
-        self.inner = Conv(rng, c, c + self.before + self.after)
-        self.width = self.inner.width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, self.before, self.after)) + self.inner(x)
-
-
-class Twice(Block):
-    """One layer called twice, and a bare parameter."""
-
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.inner = Conv(rng, c, c)
-        self.scale = nn.Parameter(torch.rand(c, 1, 1))
-        self.width = c
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.inner(x)) * self.scale
-
-
-class Depthwise(Block):
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.depth, self.point = nn.Conv2d(c, c, 3, padding=1, groups=c), Conv(rng, c)
-        self.width = self.point.width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.point(self.depth(x))
-
-
-class Attention(Block):
-    """Over positions, with heads and head width as attributes."""
-
-    def __init__(self, rng: random.Random, c: int) -> None:
-        super().__init__()
-        self.heads, self.head_dim = rng.choice((1, 2, 3)), rng.choice((2, 4))
-        self.inner = self.heads * self.head_dim
-        self.qkv, self.proj = nn.Linear(c, 3 * self.inner), nn.Linear(self.inner, c)
-        self.width = c
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        tokens = x.flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).reshape(b, h * w, self.inner)
-        return x + self.proj(mixed).transpose(1, 2).view(b, c, h, w)
-
-
-BLOCKS: tuple[Callable[[random.Random, int], Any], ...] = (
-    *(Conv, Residual, Dense, Halves, Pieces, Sliced, Shuffle, Gate, Padded, Twice, Depthwise, Attention),
-)
-
-
-class Network(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        rng = random.Random(seed)
-        stem = Conv(rng, 3)
-        blocks, width = [stem], stem.width
-        for _ in range(rng.randrange(1, 6)):
-            block = rng.choice(BLOCKS if width > 1 else (Conv,))(rng, width)
-            blocks.append(block)
-            width = block.width
-        self.blocks = nn.Sequential(*blocks)
-        self.spread = rng.random() < 0.3
-        self.head = nn.Linear(width * (16 if self.spread else 1), 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(x)
-        return self.head(x.flatten(1) if self.spread else x.mean((2, 3)))
+_spec = importlib.util.spec_from_file_location("networks", Path(__file__).with_name("networks.py"))
+assert _spec is not None
+assert _spec.loader is not None
+networks: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(networks)
 
 
 def random_keep(graph: Graph, rng: random.Random) -> dict[str, list[int]]:
@@ -217,31 +41,42 @@ def random_keep(graph: Graph, rng: random.Random) -> dict[str, list[int]]:
     return keep
 
 
+def counted_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-accumulates of one sample, by torch's own counter on a copy without weights."""
+    meta = prunus.graph.inputs.copy_of(model, meta=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        meta(*(x.to("meta") for x in inputs))
+    return counter.get_total_flops() // 2 // len(inputs[0])
+
+
+def multiplies_pointwise(model: nn.Module) -> bool:
+    """einsum takes no matrix product over an axis of one position: there are none to count."""
+    return any(isinstance(m, networks.Einsum) and 1 in m.into.shape for m in model.modules())
+
+
 def check(seed: int) -> int:
-    torch.manual_seed(seed)
-    model = Network(seed).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
-            nn.init.normal_(module.bias)
-    x = torch.randn(2, 3, 4, 4)
-    graph = prunus.trace(model, x)
+    """Cut random units of a random network; `apply` raises where an output or the shape of an operator differs."""
+    model, inputs = networks.network(seed)
+    graph = prunus.trace(model, inputs)
     plan = plan_from(graph, random_keep(graph, random.Random(seed)))
     smaller = prunus.apply(model, plan)
-    assert smaller(x).shape == model(x).shape
+    assert smaller(*inputs).shape == model(*inputs).shape
     assert sum(p.numel() for p in smaller.parameters()) == plan.after.parameters
-    assert macs(prunus.trace(smaller, x)) == plan.after.macs
+    assert counted_macs(model, inputs) == plan.before.macs
+    if not multiplies_pointwise(smaller):
+        assert macs(prunus.trace(smaller, inputs)) == plan.after.macs
+        assert counted_macs(smaller, inputs) == plan.after.macs
     return len(plan.cuts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_random_networks_are_never_broken(seed: int):
     assert check(seed) >= 0  # `check` compares shapes, outputs and counts
 
 
 @pytest.mark.slow
-def test_two_thousand_random_networks_are_never_broken_and_most_are_cut():
-    cuts = [check(seed) for seed in range(2000)]
-    assert sum(c > 0 for c in cuts) > 1900
+@pytest.mark.parametrize("portion", range(20))
+def test_two_thousand_random_networks_are_never_broken_and_most_are_cut(portion: int):
+    cuts = [check(seed) for seed in range(100 * portion, 100 * portion + 100)]
+    assert sum(c > 0 for c in cuts) > 90

@@ -363,3 +363,19 @@ def test_further_fields_of_an_output_may_shrink_but_the_main_one_is_compared():
     plain = ManyOutputs(dict)
     with pytest.raises(VerificationError, match="hidden.* was to have shape"):
         check_values(plain, apply(plain, plan, verify=False), plan)
+
+
+def test_an_axis_of_one_position_that_einsum_multiplies_is_no_difference():
+    class Contracts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 5))
+            self.out = nn.Parameter(torch.randn(3, 5, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("nhw,hwo->no", torch.einsum("nc,chw->nhw", x, self.weight).tanh(), self.out)
+
+    model = Contracts()
+    graph = trace(model, torch.randn(2, 4))
+    smaller = apply(model, plan_from(graph, {graph.groups[0].name: [1]}))
+    assert smaller.weight.shape == (4, 1, 5)

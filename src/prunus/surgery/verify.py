@@ -45,8 +45,8 @@ VIEWS = frozenset(f"aten::{name}" for name in "view expand t transpose unsqueeze
 """Where a smaller tensor runs more or fewer of these, they are not compared: what reads them is."""
 
 
-FOLDED = frozenset(f"aten::{name}" for name in "mm addmm bmm baddbmm add unsqueeze squeeze permute".split())
-"""What a matrix product over more than two dimensions may become."""
+FOLDED = frozenset(f"aten::{name}" for name in "mm addmm bmm baddbmm add mul sum unsqueeze squeeze permute".split())
+"""What a matrix product over more than two dimensions may become; einsum multiplies where an axis has one position."""
 
 
 @dataclass(frozen=True)

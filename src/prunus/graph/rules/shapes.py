@@ -254,6 +254,7 @@ RULES: dict[str, Rule] = {
     "aten::flip": freeze_dim,
     "aten::sort": freeze_dim,
     "aten::topk": freeze_dim,
+    "aten::cumprod": freeze_dim,
     "aten::cumsum": freeze_dim,
     "aten::tril": freeze_last_two,
     "aten::triu": freeze_last_two,
