@@ -55,7 +55,7 @@ def test_help_and_version_are_quick_and_load_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("demo", "run", "prune", "analyze", "evaluate", "export", "report"):
+    for verb in ("demo", "run", "prune", "sparsify", "analyze", "evaluate", "export", "report"):
         assert verb in done.stdout
 
 
@@ -66,7 +66,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"prunus {prunus.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["demo", "run", "prune", "analyze", "evaluate", "export", "report"])
+@pytest.mark.parametrize("verb", ["demo", "run", "prune", "sparsify", "analyze", "evaluate", "export", "report"])
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     assert call(verb, "--help") == 0
     assert f"prunus {verb}" in capsys.readouterr().out

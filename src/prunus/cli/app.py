@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import analyze, evaluate, export, methods, prune, report, run
+from . import analyze, evaluate, export, methods, prune, report, run, sparsify
 
 app = typer.Typer(
     name="prunus",
@@ -39,6 +39,7 @@ def _program(
 app.command()(run.demo)
 app.command()(run.run)
 app.command()(prune.prune)
+app.command()(sparsify.sparsify)
 app.command()(analyze.analyze)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

@@ -67,7 +67,7 @@ def prune(
         depth=left_out,
         keep=keep or (),
         round_to=round_to,
-        data=_batches(data, batches, seed) if data else None,
+        data=batches_of(data, batches, seed) if data else None,
         seed=seed,
         ratio=ratio,
         target=wanted,
@@ -101,7 +101,8 @@ def _sizes(report: Any) -> Iterator[tuple[str, int, int]]:
         yield name, getattr(report.before, name), getattr(report.after, name)
 
 
-def _batches(spec: str, count: int, seed: int) -> list[Any]:
+def batches_of(spec: str, count: int, seed: int) -> list[Any]:
+    """Some shuffled training batches of named data."""
     from ..data import load
 
     shuffled = load(spec, seed=seed).train.batches(64, shuffle=True, seed=seed)

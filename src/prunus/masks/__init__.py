@@ -5,7 +5,7 @@ weight, scores ─▶ pattern (entries to units, units to pools) ─▶ selectio
 ```
 """
 
-from .attach import GRADIENTS, Gradient, Mask, attach, dense_weight, detach, finalize, mask_of, masks_of
+from .attach import GRADIENTS, Gradient, Mask, attach, dense_weight, detach, finalize, gradient_of, mask_of, masks_of
 from .patterns import NM, PATTERNS, Block, Layout, Pattern, Slices, pattern_of
 from .selection import count_of, lowest, lowest_overall
 from .weights import WEIGHTS, Selection, Site, Weights, find_sites
@@ -32,6 +32,7 @@ __all__ = [
     "attach",
     "masks_of",
     "mask_of",
+    "gradient_of",
     "dense_weight",
     "detach",
     "finalize",

@@ -102,6 +102,11 @@ def mask_of(module: nn.Module, tensor: str) -> Mask | None:
     return chain[0] if len(chain) == 1 and isinstance(chain[0], Mask) else None
 
 
+def gradient_of(model: nn.Module, name: str) -> Gradient:
+    """What the gradient under the mask of that tensor is."""
+    return next(mask.gradient for worn, _, _, mask in _worn(model) if worn == name)
+
+
 def dense_weight(module: nn.Module, tensor: str) -> Tensor:
     """The stored values of a tensor: those under its mask, if it wears one."""
     if mask_of(module, tensor) is None:

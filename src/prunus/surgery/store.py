@@ -1,4 +1,4 @@
-"""Save a cut model as data, and load it again: weights as safetensors, plans and manifest as JSON, nothing pickled.
+"""Save a cut or masked model as data and load it again: safetensors for weights, JSON for the rest, nothing pickled.
 
 A folder holds `model.safetensors` (every parameter and buffer), `plan.json` (the plans of all rounds of pruning, oldest
 first) and `manifest.json` (versions, checksums, and how to build the dense model). Loading builds the dense model,
@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .. import __version__
 from ..errors import InputError, StoredFileError, SurgeryError
+from ..masks import attach, gradient_of, masks_of
 from ..types import Plan
 from . import tensors
 from .cut import apply, plans_of
@@ -37,7 +39,8 @@ WEIGHTS, PLAN_FILE, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
 class Manifest:
     """What is in a saved folder, and how to build the dense model that its plans start from.
 
-    `tied` maps further names of a tensor to the one under which it is stored. `factory` is "zoo:NAME",
+    `tied` maps further names of a tensor to the one under which it is stored, `masks` the names of masked tensors to
+    the kind of gradient under their masks; the masks themselves stand among the weights. `factory` is "zoo:NAME",
     "package.module:function" or "" when the dense model has to be given. `parameters` and `bytes` are those of the
     stored model, `macs` those of its last plan (None without plans).
     """
@@ -49,6 +52,7 @@ class Manifest:
     bytes: int = 0
     macs: int | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: str = FORMAT
     prunus: str = __version__
@@ -66,7 +70,7 @@ def save(
     """Write a model and the plans that made it to a folder, whole or not at all.
 
     Args:
-        model_or_result: a module, or the result of `prunus.prune`.
+        model_or_result: a module, or the result of `prunus.prune` or `prunus.sparsify`. Masks that it wears are kept.
         directory: made if needed. A folder that `save` wrote earlier is replaced in one step; other files in it stay.
         factory: how to build the dense model, so that `load(directory)` needs no model: "zoo:resnet56" or
             "package.module:function".
@@ -83,13 +87,16 @@ def save(
     path = check_writable(directory)
     check_writable(path.parent)  # where the new folder is written before it takes the old one's place
     _check_target(path)
-    model = getattr(model_or_result, "model", model_or_result)
+    model = model_or_result if isinstance(model_or_result, nn.Module) else getattr(model_or_result, "model", None)
     if not isinstance(model, nn.Module):
-        raise InputError(f"save: expected a module or a result of prunus.prune, got {type(model_or_result).__name__}")
+        raise InputError(
+            f"save: expected a module or a result of prunus.prune or sparsify, got {type(model_or_result).__name__}"
+        )
     chosen = plans_of(model) if plans is None else tuple(plans)
     stored, tied = _tensors_to_store(model)
     manifest = {
-        "class_name": f"{type(model).__module__}.{type(model).__qualname__}",
+        "class_name": _class_name(model),
+        "masks": {name: gradient_of(model, name) for name in masks_of(model)},
         "factory": _checked_factory(factory),
         "arguments": _checked_arguments(arguments or {}),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -118,7 +125,8 @@ def load(directory: str | Path, model: nn.Module | None = None, *, trust_factory
             Off by default, since a folder from elsewhere could name any function. The zoo's are always allowed.
 
     Returns:
-        A module of the same class as the dense one, with the stored dtypes, on the device of `model`.
+        A module of the same class as the dense one, with the stored dtypes, on the device of `model`; it wears the
+        masks that it was saved with.
 
     Raises:
         StoredFileError: a file is missing, cut short, changed, a pickle, or of another format.
@@ -134,6 +142,8 @@ def load(directory: str | Path, model: nn.Module | None = None, *, trust_factory
     dense: nn.Module = _build(path, manifest, trust_factory) if model is None else model
     for plan in plans:
         dense = apply(dense, plan, verify=False)
+    if manifest.masks:
+        dense = _masked(dense if plans else tensors.copy_with(dense, lambda _: None), manifest.masks, path)
     return _filled(dense, weights, manifest.tied, path)
 
 
@@ -215,6 +225,11 @@ def _tensors_to_store(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return stored, tied
 
 
+def _class_name(model: nn.Module) -> str:
+    kind = parametrize.type_before_parametrizations(model)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _checked_factory(factory: str) -> str:
     if factory:
         _split(factory)
@@ -284,6 +299,17 @@ def _build(path: Path, manifest: Manifest, trusted: bool) -> nn.Module:
     model = found(**manifest.arguments)
     if not isinstance(model, nn.Module):
         raise InputError(f"load: the factory {manifest.factory!r} returned a {type(model).__name__}, not a module")
+    return model
+
+
+def _masked(model: nn.Module, masks: Mapping[str, str], path: Path) -> nn.Module:
+    """The model with masks of ones, whose values are among the weights."""
+    for name, gradient in masks.items():
+        tensor = tensors.find(model, name)
+        try:
+            attach(model, {name: torch.ones(tensor.shape, dtype=torch.bool)}, gradient)  # type: ignore[arg-type]
+        except InputError as error:
+            raise SurgeryError(f"the masks in {path} do not fit the dense model: {error}") from error
     return model
 
 
