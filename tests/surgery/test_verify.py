@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from prunus.errors import SurgeryError, VerificationError
 from prunus.graph import plan_from, trace
 from prunus.surgery import apply
-from prunus.surgery.verify import check_shapes, check_values, masked_copy, verify
+from prunus.surgery.operators import check_shapes
+from prunus.surgery.verify import check_values, masked_copy, verify
 from prunus.types import OperatorShape, Plan, TensorCut
 
 from .helpers import FakeRecorder, SmallNet, assert_unchanged, lively, norm_cuts, plan_of, small_net_plan, state

@@ -19,8 +19,9 @@ from ..errors import InputError, SurgeryError
 from ..types import AttributeChange, Plan
 from . import attributes, tensors
 from .depth import check_depth, remove, shallower
+from .examples import example_of
 from .layers import Resized, is_known, mended, refresh, shapes_of
-from .verify import Verified, example_of
+from .verify import Verified
 from .verify import verify as verify_cut
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -85,10 +85,11 @@ class RouterMode(TorchDispatchMode):
         return out
 
     def _chosen(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        weight, dim, experts, multiply_adds = self._logits[id(args[0])]
-        chosen = int(args[1] if len(args) > 1 else kwargs.get("k", 1)) if name == "aten::topk" else 1
+        logits, *rest = args
+        weight, dim, experts, multiply_adds = self._logits[id(logits)]
+        chosen = int(rest[0] if rest else kwargs.get("k", 1)) if name == "aten::topk" else 1
         self.routers.setdefault(weight, Router(weight, dim, experts, chosen, multiply_adds))
-        return self._without(weight, args[0]) if weight in self._keep else args[0]
+        return self._without(weight, logits) if weight in self._keep else logits
 
     def _without(self, weight: str, logits: Tensor) -> Tensor:
         gone = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)

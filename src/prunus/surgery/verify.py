@@ -5,48 +5,31 @@ Everything is done on copies in eval mode: buffers, gradients, train flags and r
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
-from ..errors import SurgeryError, TraceError, VerificationError
+from ..errors import SurgeryError, VerificationError
 from ..graph import inputs as example_inputs
 from ..graph import shapes_of
 from ..graph.vocabulary import with_inputs
-from ..types import OperatorShape, Plan, Vocabulary
+from ..types import Plan, Vocabulary
 from . import tensors
+from .examples import batches, example_of, untouched_randomness
+from .operators import Recorder, check_shapes
 from .reference import NotUnderstood, ReadConstants, Restrict, not_understood, watched
 from .routing import RouterMode
-
-Recorder = Callable[[nn.Module, Any], Sequence[OperatorShape]]
-"""Runs a model on inputs and returns the output shapes of every operator, in order."""
 
 PRECISIONS = ((torch.float64, 1e-5), (torch.float32, 1e-4))
 """Types to compare outputs in, best first, each with its tolerance relative to the largest output."""
 
 FLOOR = 1e-9
 """Differences below this are rounding, however small the outputs are."""
-
-COPIES = frozenset(f"aten::{name}" for name in "clone contiguous _to_copy copy_ copy".split())
-"""Operators that only lay out memory: a smaller tensor may need more or fewer of them."""
-
-RESHAPES = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
-"""Which of these a reshape becomes depends on whether its input is contiguous."""
-
-VIEWS = frozenset(f"aten::{name}" for name in "view expand t transpose unsqueeze squeeze".split())
-"""Where a smaller tensor runs more or fewer of these, they are not compared: what reads them is."""
-
-
-FOLDED = frozenset(f"aten::{name}" for name in "mm addmm bmm baddbmm add mul sum unsqueeze squeeze permute".split())
-"""What a matrix product over more than two dimensions may become; einsum multiplies where an axis has one position."""
 
 
 @dataclass(frozen=True)
@@ -82,80 +65,6 @@ def verify(dense: nn.Module, cut: nn.Module, plan: Plan, *, record: Recorder = s
     if tensors.device_of(dense).type == "meta":
         return Verified(False, "shapes only: the model has no values (meta device)")
     return check_values(dense, cut, plan)
-
-
-# ------------------------------------------------------------------------------------------------------------ shapes
-
-
-def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
-    """Trace the cut model and compare the output shapes of every operator with `plan.shapes`.
-
-    The two sequences are aligned by module path and operator name, since a model that caches, or a tensor that became
-    contiguous, may add or drop an operator elsewhere.
-    """
-    if not plan.shapes:
-        return
-    with untouched_randomness(cut):
-        try:
-            recorded = record(cut, example_of(plan))
-        except TraceError as error:
-            raise VerificationError(f"the cut model does not run: {error.__cause__ or error}") from error
-    expected, found = _by_module(plan.shapes), _by_module(recorded)
-    for module in (*expected, *(m for m in found if m not in expected)):
-        _check_module(module, expected.get(module, {}), found.get(module, {}))
-
-
-_Calls = dict[str, list[tuple[tuple[int, ...], ...]]]
-
-
-def _check_module(module: str, expected: _Calls, found: _Calls) -> None:
-    """Compare what one module ran with what it was to run.
-
-    A matrix product folds into other operators where sizes or strides changed; then the shapes of those are not
-    compared one by one, only the one that the module ends with.
-    """
-    where = f"module {module!r}"
-    changed = {n for n in (*expected, *found) if len(expected.get(n, ())) != len(found.get(n, ()))}
-    for name in changed - VIEWS - FOLDED:
-        times = len(expected.get(name, ())), len(found.get(name, ()))
-        raise VerificationError(f"operator {name} in {where} was to run {times[0]} times, but runs {times[1]} times")
-    skipped = VIEWS | FOLDED if changed & FOLDED else changed
-    if changed & FOLDED and _last(expected) != _last(found):
-        raise VerificationError(f"{where} was to end with shape {_last(expected)}, but ends with {_last(found)}")
-    for name in expected.keys() - skipped - {_END}:
-        for index, (want, have) in enumerate(zip(expected[name], found[name])):
-            if want != have and not (name in VIEWS | FOLDED and _without_ones(want) == _without_ones(have)):
-                call = f" (call {index + 1})" if len(expected[name]) > 1 else ""
-                raise VerificationError(
-                    f"operator {name} in {where}{call} was to give shape {_text(want)}, but gives {_text(have)}"
-                )
-
-
-def _without_ones(shapes: tuple[tuple[int, ...], ...]) -> list[list[int]]:
-    """Where an axis of one position stands is of no consequence; einsum puts it elsewhere than a longer one."""
-    return [[size for size in shape if size != 1] for shape in shapes]
-
-
-_END = "the end"
-
-
-def _by_module(operators: Sequence[OperatorShape]) -> dict[str, _Calls]:
-    """Module -> operator -> output shapes of its calls, in order; copies left out, reshapes under one name."""
-    modules: dict[str, _Calls] = {}
-    for operator in operators:
-        calls = modules.setdefault(operator.module, {})
-        if operator.name not in COPIES:
-            calls.setdefault(RESHAPES.get(operator.name, operator.name), []).append(operator.shapes)
-        calls[_END] = [operator.shapes]
-    return modules
-
-
-def _last(calls: _Calls) -> str:
-    return _text(calls[_END][0]) if _END in calls else "nothing"
-
-
-def _text(shapes: tuple[tuple[int, ...], ...]) -> str:
-    return str(shapes[0]) if len(shapes) == 1 else str(shapes)
 
 
 # ------------------------------------------------------------------------------------------------------------ values
@@ -209,7 +118,7 @@ def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> Verified:
     failure: Exception | None = None
     example = tree_map_only(Tensor, lambda t: t.to(tensors.device_of(dense)), example_of(plan))
     for dtype, tolerance in PRECISIONS:
-        for given in _batches(example):
+        for given in batches(example):
             trial = _Trial(dense, cut, plan, given, dtype, tolerance)
             try:
                 if plan.mixtures:
@@ -360,7 +269,7 @@ def check_against(
     example = tree_map_only(Tensor, lambda t: t.to(device), example)
     for dtype, tolerance in PRECISIONS:
         reference = reference_in(dtype)
-        for given in _batches(example):
+        for given in batches(example):
             try:
                 expected = _run(reference, given, dtype)
             except Exception as error:  # a constant that stays float32, or a batch size written into the model
@@ -377,18 +286,6 @@ def check_against(
         f"the dense model does not run on the example inputs ({type(failure).__name__}: {failure}), so nothing can be "
         "checked: give example inputs that it runs on"
     ) from failure
-
-
-def example_of(plan: Plan) -> Any:
-    return example_inputs.make(plan.inputs) if plan.example is None else plan.example
-
-
-def _batches(example: Any) -> Iterator[Any]:
-    """One sample is enough, when all inputs agree on what a batch is; where that does not run, the whole example."""
-    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in tree_leaves(example) if isinstance(leaf, Tensor)}
-    if len(sizes) == 1 and sizes.pop() > 1:
-        yield tree_map_only(Tensor, lambda tensor: tensor[:1], example)
-    yield example
 
 
 def converted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -442,16 +339,3 @@ def _is_random(model: nn.Module, example: Any, dtype: torch.dtype) -> bool:
         before = torch.get_rng_state()
         example_inputs.call(model, tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), example))
         return not torch.equal(before, torch.get_rng_state())
-
-
-@contextmanager
-def untouched_randomness(model: nn.Module) -> Iterator[None]:
-    """Restore the random states of torch (also on the model's devices), NumPy and Python afterwards."""
-    devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the model may use the global state
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
