@@ -14,6 +14,7 @@ from .lanes import lanes_of
 from .latency_table import LatencyTable, predict, seconds_of
 from .rules import Rules, check_ratio, per_group
 from .solving import Condition, Route, to_budgets, to_ratio, to_ratios
+from .uniform import uniform as coupled_by_kind
 
 
 def plan(
@@ -28,6 +29,7 @@ def plan(
     min_keep: int | Mapping[str, int] = 1,
     max_ratio: float | Mapping[str, float] = 1.0,
     latency_table: LatencyTable | None = None,
+    uniform: bool = False,
 ) -> Plan:
     """Choose the units that go: the worst-scored ones, as many as a ratio says or as a budget asks for.
 
@@ -46,8 +48,9 @@ def plan(
         min_keep: units that every group keeps at least.
         max_ratio: largest fraction of its units that a group may lose.
         latency_table: from `measure_latency_table`.
+        uniform: layers of one kind keep equally many units.
 
-    The last arguments but one may each be a mapping from group name, glob pattern or kind to value.
+    `round_to`, `min_keep` and `max_ratio` may each be a mapping from group name, glob pattern or kind to value.
 
     Returns:
         The plan, with the sizes before and after.
@@ -61,6 +64,7 @@ def plan(
     if (ratio is None) == (target is None):
         given = "neither was" if ratio is None else "both were"
         raise InputError(f"plan: give ratio= (such as 0.5) or target= (such as {{'macs': 0.5}}); {given} given")
+    graph = coupled_by_kind(graph) if uniform else graph
     if ratio is not None:
         return plan_at(graph, scores, ratio, rules)
     assert target is not None

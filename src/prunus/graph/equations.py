@@ -142,8 +142,9 @@ class _Solver:
         if total == 1:
             self.freeze_class(first, equation)
 
-    def settle(self, difference: Polynomial, equation: Equation) -> None:
-        """Make a polynomial that is zero now stay zero."""
+    def settle(self, difference: Polynomial, equation: Equation, patient: bool) -> bool:
+        """Make a polynomial that is zero now stay zero; products of counts wait if `patient`, since what other
+        equations say about one of them often settles them too."""
         p = _without_common_factor(difference)
         degrees = {len(m) for m in p}
         variables = {v for m in p for v in m}
@@ -152,12 +153,15 @@ class _Solver:
         elif max(degrees) <= 1:
             for variable in variables:
                 self.freeze_class(variable, equation)
+        elif patient:
+            return False
         else:
             crowded = {v for m in p if len(m) > 1 for v in m}
             size = {v: min(self.algebra.size(a) for a in self.solution.steps[v]) for v in crowded}
             self.freeze_class(min(crowded, key=lambda v: (size[v], v)), equation)
+        return True
 
-    def step(self, equation: Equation) -> bool:
+    def step(self, equation: Equation, patient: bool) -> bool:
         """Look at one equation; True if something changed."""
         tree = equation.tree
         if isinstance(tree, FromAttribute):
@@ -174,8 +178,7 @@ class _Solver:
             return False
         if set(difference) == {()}:
             return False
-        self.settle(difference, equation)
-        return True
+        return self.settle(difference, equation, patient)
 
 
 def _attributes(tree: Tree) -> set[tuple[str, str]]:
@@ -189,8 +192,10 @@ def solve(algebra: AxisAlgebra, equations: Iterable[Equation]) -> Solution:
     solver = _Solver(algebra)
     work = list({(algebra.find(e.node), e.tree): e for e in equations}.values())
     while True:
-        while sum(solver.step(equation) for equation in work):
+        while sum(solver.step(equation, patient=True) for equation in work):
             pass
+        if any(solver.step(equation, patient=False) for equation in work):
+            continue
         every = set().union(*(_attributes(e.tree) for e in work)) if work else set()
         open_ones = every - set(solver.solution.attributes) - solver.constants
         if not open_ones:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch.nn.functional as functional
@@ -217,18 +218,35 @@ _OWN_SIZES: dict[type, Callable[[Any], tuple[_Demand, ...]]] = {
 
 
 def arm(model: nn.Module) -> None:
-    """Replace the integer attributes (and integers in tuples and lists) of a throw-away copy by `SizeInt`s."""
+    """Replace the integer attributes (and integers in tuples and lists) of a throw-away copy by `SizeInt`s; also those
+    of config objects among the attributes, under the first path that leads to each."""
+    done: set[int] = set()
     for path, module in model.named_modules():
-        if isinstance(module, MENDED_BY_TABLE) and not _has_own_code(module):
-            continue
-        for name, value in list(vars(module).items()):
-            if type(value) is int:
-                module.__dict__[name] = SizeInt(value, FromAttribute(path, name, value))
-            elif type(value) in (tuple, list) and any(type(v) is int for v in value):
-                module.__dict__[name] = type(value)(
-                    SizeInt(v, FromAttribute(path, f"{name}[{i}]", v)) if type(v) is int else v
-                    for i, v in enumerate(value)
-                )
+        if not isinstance(module, MENDED_BY_TABLE) or _has_own_code(module):
+            _arm_values(vars(module), path, "", done)
+
+
+def _arm_values(values: dict[str, Any], path: str, prefix: str, done: set[int]) -> None:
+    for key, value in list(values.items()):
+        name = f"{prefix}{key}"
+        if type(value) is int:
+            values[key] = SizeInt(value, FromAttribute(path, name, value))
+        elif type(value) in (tuple, list) and any(type(v) is int for v in value):
+            values[key] = type(value)(
+                SizeInt(v, FromAttribute(path, f"{name}[{i}]", v)) if type(v) is int else v for i, v in enumerate(value)
+            )
+        elif is_config(value) and id(value) not in done:
+            done.add(id(value))
+            _arm_values(vars(value), path, f"{name}.", done)
+
+
+def is_config(value: object) -> bool:
+    """Whether it is an object that just holds settings, and lets them be set: named so, or a dataclass or namespace."""
+    frozen = getattr(getattr(value, "__dataclass_params__", None), "frozen", False)
+    if frozen or isinstance(value, (type, nn.Module, torch.Tensor)) or not hasattr(value, "__dict__"):
+        return False
+    named_so = any(kind.__name__.lower().endswith(("config", "configuration", "args")) for kind in type(value).__mro__)
+    return named_so or isinstance(value, SimpleNamespace) or is_dataclass(value)
 
 
 def _has_own_code(module: nn.Module) -> bool:

@@ -29,6 +29,8 @@ from ..types import (
 )
 from . import inputs as example
 from .algebra import SIZE_ONE, Reason
+from .construction import Construction, join_unread
+from .construction import equations as construction_equations
 from .equations import Solution, proportional, solve
 from .kinds import kinds
 from .provenance import (
@@ -60,7 +62,13 @@ class _Recording:
     factors: list[tuple[Tree, str]] = field(default_factory=list)
 
 
-def trace(model: nn.Module, example_inputs: Any, keep: Keep = (), outputs: str = "keep") -> Graph:
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    keep: Keep = (),
+    outputs: str = "keep",
+    construction: Construction | None = None,
+) -> Graph:
     """Find which units of a model live or die together.
 
     Args:
@@ -70,6 +78,7 @@ def trace(model: nn.Module, example_inputs: Any, keep: Keep = (), outputs: str =
         keep: modules whose outputs stay whole: names, glob patterns ("layer3.*"), modules, or predicates on names;
             also full parameter names.
         outputs: "keep" leaves the model's outputs as they are; "free" lets their axes shrink too.
+        construction: laws of the model's constructor; every plan then leads to sizes that some settings give.
 
     Returns:
         A Graph: `groups`, `unprunable` (each with its reason), `coupled`, and everything needed to count.
@@ -92,7 +101,7 @@ def trace(model: nn.Module, example_inputs: Any, keep: Keep = (), outputs: str =
     recording = attempt(
         model, example_inputs, observe, [*metas, (False, True), (False, False)] if has_weights(model) else metas
     )
-    return _build(recording, kept, example_inputs)
+    return _build(recording, kept, example_inputs, construction)
 
 
 def resolve_keep(model: nn.Module, keep: Keep) -> dict[str, str]:
@@ -190,7 +199,7 @@ def _group_equations(recorder: Recorder, model: nn.Module) -> list[Equation]:
 # --------------------------------------------------------------------------------------------------------- the graph
 
 
-def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
+def _build(recording: _Recording, kept: dict[str, str], inputs: Any, construction: Construction | None = None) -> Graph:
     recorder, algebra = recording.recorder, recording.recorder.algebra
     for name, asked in kept.items():
         known = recorder.named.get(name)
@@ -199,10 +208,11 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
             for dim in dims:
                 if dim < len(known.axes):
                     algebra.freeze(known.axes[dim], Reason(f"keep={asked!r} protects it"))
-    _freeze_unread(recorder)
+    _freeze_unread(recorder, join_unread(construction, recorder) if construction else set())
     _adopt_orphans(recorder)
     _freeze_orphans(recorder)
-    solution = solve(algebra, recording.equations)
+    built_with = construction_equations(construction, recorder) if construction else ()
+    solution = solve(algebra, [*recording.equations, *built_with])
     _tag_factors(recorder, recording.factors, solution)
     names = _name_atoms(recorder)
     axis = _Converter(recorder, names)
@@ -223,12 +233,14 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any) -> Graph:
     )
 
 
-def _freeze_unread(recorder: Recorder) -> None:
-    """What no operator reads may be read another time, in training for example: nobody knows what it meets there."""
+def _freeze_unread(recorder: Recorder, joined: set[tuple[str, int]]) -> None:
+    """What no operator reads may be read another time, in training for example: nobody knows what it meets there,
+    except for the dimensions that were `joined` to others."""
     reason = Reason("nothing reads it in this forward pass", remedy="trace with inputs or in a way that use it")
     for name in recorder.named.keys() - recorder.read:
-        for axis in recorder.named[name].axes:
-            recorder.algebra.freeze(axis, reason)
+        for dim, axis in enumerate(recorder.named[name].axes):
+            if (name, dim) not in joined:
+                recorder.algebra.freeze(axis, reason)
 
 
 def _tag_factors(recorder: Recorder, factors: list[tuple[Tree, str]], solution: Solution) -> None:

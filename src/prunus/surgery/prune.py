@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import Rules
+from ..allocation.uniform import uniform
 from ..criteria import Criterion, criterion_of, score
 from ..criteria.reading import all_finite
 from ..errors import BudgetError, InputError, SurgeryError, UnknownNameError
@@ -22,6 +23,7 @@ from .choose import Aim, Chosen, Dense, choose
 from .choose_blocks import BlockScore
 from .cut import applied, apply, plans_of, remember
 from .leave_out import leave_out_failing
+from .pretrained import construction_of, opening, with_attributes
 from .prune_depth import Shallow, Wanted, leave_out
 from .report import Report, report_of
 from .verify import Verified
@@ -46,6 +48,8 @@ class Pruned(Generic[ModuleT]):
         scores: that the plan was made from.
         verified: what was proven of the model: outputs equal to those of the dense model without the removed units, or
             shapes only and why; None with verify=False.
+        loads_with: how the model is opened again once it is saved: "from_pretrained" where that was tried and gives the
+            same outputs, else "prunus.load"; `loads_with_reason` says why not the former.
     """
 
     model: ModuleT
@@ -55,6 +59,8 @@ class Pruned(Generic[ModuleT]):
     graph: Graph = field(repr=False)
     scores: Scores = field(repr=False)
     verified: Verified | None = None
+    loads_with: str = "prunus.load"
+    loads_with_reason: str = ""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -73,6 +79,8 @@ class PruneOptions:
         only: kinds of units to cut, such as ("head", "neuron") (`prunus.graph.KINDS`); None is all. All others stay
             whole, and with them what is coupled to them.
         outputs: as in `prunus.trace`.
+        uniform: layers of one kind keep equally many units; a model of transformers keeps sizes that its config can
+            give, so that it saves with `save_pretrained` and opens with `from_pretrained`.
         max_batches: of `data` that are read to collect statistics; None is all.
         quality: model -> number, higher is better, for a "max_drop" target. Default: top-1 accuracy on `data`. It is
             given a cut copy, which it may train first.
@@ -94,6 +102,7 @@ class PruneOptions:
     fallback: str | Criterion | None = "l2_norm"
     only: str | Collection[str] | None = None
     outputs: str = "keep"
+    uniform: bool = False
     max_batches: int | None = None
     quality: Callable[[nn.Module], float] | None = None
     seconds: Callable[[nn.Module], float] | None = None
@@ -168,8 +177,10 @@ def prune(
     if depth is not None:
         wanted = Wanted(depth, chosen_options.depth_criterion, chosen_options.depth_unit, chosen_options.max_batches)
         shallow = leave_out(model, example_inputs, wanted, keep=keep, outputs=chosen_options.outputs, data=data)
+        if chosen_options.uniform:
+            shallow = replace(shallow, graph=_graph(shallow.model, example_inputs, keep, chosen_options))
     else:
-        shallow = Shallow(model, trace(model, example_inputs, keep, chosen_options.outputs))
+        shallow = Shallow(model, _graph(model, example_inputs, keep, chosen_options))
     graph, scores = shallow.graph, Scores(measure.name, {})
     if not aim.is_empty:
         scores = _scores(shallow.model, graph, measure, data, loss, chosen_options)
@@ -182,7 +193,16 @@ def prune(
         result = apply(model, plan, inplace=True, verify=False) if inplace else remember(result, model, plan)
     report = report_of(graph, plan, (*chosen.notes, *_notes(verified)), shallow.names)
     left_alone = (*shallow.refused, *refused, *graph.unprunable)
-    return Pruned(result, plan, report, left_alone, graph, scores, verified)
+    made = Pruned(result, plan, report, left_alone, graph, scores, verified)
+    opened = opening(result, graph.example, verify=chosen_options.verify)
+    return replace(made, loads_with=opened.how, loads_with_reason=opened.reason)
+
+
+def _graph(model: nn.Module, inputs: Any, keep: Any, options: PruneOptions) -> Graph:
+    """With `uniform` also what the model's constructor demands, and equal counts in layers of one kind."""
+    if not options.uniform:
+        return trace(model, inputs, keep, options.outputs)
+    return uniform(trace(model, inputs, keep, options.outputs, construction=construction_of(model)))
 
 
 def _notes(verified: Verified | None) -> list[str]:
@@ -335,7 +355,7 @@ class _Cutting(Generic[ModuleT]):
     def _choose(self, scores: Scores) -> Chosen:
         if self.aim.is_empty:
             return Chosen(plan_from(self.graph, {}))
-        return choose(
+        chosen = choose(
             self.aim,
             self.model,
             self.graph,
@@ -344,6 +364,7 @@ class _Cutting(Generic[ModuleT]):
             seconds=self.options.seconds,
             dense=self.dense,
         )
+        return replace(chosen, plan=with_attributes(self.model, chosen.plan))
 
     def _quality(self) -> Callable[[nn.Module], float] | None:
         if self.options.quality is not None:
