@@ -11,6 +11,11 @@ from torch import nn
 import prunus
 from prunus.surgery.pretrained import construction_of, is_pretrained, opening, settings_of
 
+try:
+    import torchvision  # noqa: F401
+except Exception:  # one built for another torch lacks its operators, and transformers asks for two of them
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 transformers: Any = pytest.importorskip("transformers")
 
 IDS = torch.arange(3, 23).reshape(2, 10)
@@ -86,8 +91,8 @@ def test_the_config_and_attributes_that_no_code_reads_follow():
     assert (attention.num_attention_heads, attention.attention_head_size, attention.all_head_size) == (2, 8, 16)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_heads_and_neurons_of_a_decoder_equal_the_masked_model(name):
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_heads_and_neurons_equal_the_masked_model(name):
     model, inputs = made(name)
     graph = prunus.trace(model, inputs, construction=construction_of(model))
     scores = prunus.score(graph, "l2_norm", model=model)
@@ -136,7 +141,7 @@ def test_settings_are_sizes_and_no_token_ids():
 
 
 def test_learning_the_laws_leaves_the_model_and_the_random_state_alone():
-    model, inputs = made("gpt2")
+    model, _ = made("gpt2")
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     construction_of(model)
     assert torch.equal(torch.get_rng_state(), random)

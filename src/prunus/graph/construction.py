@@ -10,7 +10,7 @@ couple repeated layers and name the setting that follows each size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import permutations
 from math import prod
@@ -48,12 +48,14 @@ class Construction:
     """Laws of a constructor.
 
     `settings` are the values it was called with, by the path of an attribute of the model ("config.hidden_size").
-    `sizes[tensor, dim]` is the law of one dimension, `constants` are laws whose value has to stay.
+    `sizes[tensor, dim]` is the law of one dimension, `constants` are laws whose value has to stay. Settings that can
+    only change together stand in `tied` under the one that the laws name.
     """
 
     settings: Mapping[str, int]
     sizes: Mapping[tuple[str, int], Law]
     constants: tuple[Law, ...] = ()
+    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
@@ -70,19 +72,34 @@ def learn(build: Callable[[Mapping[str, int]], Built], settings: Mapping[str, in
         Whatever `build({})` raises.
     """
     dense = build({})
-    tried: dict[str, tuple[Fraction, Built]] = {}
-    for name, value in settings.items():
-        for scale in (Fraction(2), Fraction(1, 2)):
-            found = _try(build, {name: value * scale}, dense)
+    alone = {name: _scaled(build, (name,), settings, dense) for name in settings}
+    tried = {name: found for name, found in alone.items() if found is not None}
+    tied: dict[str, tuple[str, ...]] = {}
+    left = [name for name in settings if name not in tried]
+    for name in left:
+        others = [other for other in left if other > name and settings[other] == settings[name]]
+        for other in others:
+            found = None if name in tried else _scaled(build, (name, other), settings, dense)
             if found is not None:
-                tried[name] = (scale, found)
-                break
+                tried[name], tied[name] = found, (other,)
     sizes = {
         (tensor, dim): _law(size, tensor, dim, tried, settings)
         for tensor, shape in dense.shapes.items()
         for dim, size in enumerate(shape)
     }
-    return Construction(dict(settings), sizes, tuple(_constants(build, dense, tried, settings)))
+    constants = tuple(_constants(build, dense, tried, {**dict.fromkeys(settings, ()), **tied}, settings))
+    return Construction(dict(settings), sizes, constants, tied)
+
+
+def _scaled(
+    build: Callable[[Mapping[str, int]], Built], names: tuple[str, ...], settings: Mapping[str, int], dense: Built
+) -> tuple[Fraction, Built] | None:
+    """What is built with some settings doubled, or halved where that does not work, with the factor."""
+    for scale in (Fraction(2), Fraction(1, 2)):
+        found = _try(build, {name: settings[name] * scale for name in names}, dense)
+        if found is not None:
+            return scale, found
+    return None
 
 
 def _try(build: Callable[[Mapping[str, int]], Built], changed: Mapping[str, Fraction], dense: Built) -> Built | None:
@@ -102,7 +119,7 @@ def _law(
 ) -> Law:
     """A dimension's law; a constant where no setting changes it, or none in a way that is understood."""
     whole: list[tuple[str, int]] = []
-    shares: dict[str, Fraction] = {}
+    shares: dict[tuple[str, int], Fraction] = {}
     for name, (scale, built) in tried.items():
         other = built.shapes[tensor][dim]
         if other == size * scale:
@@ -110,21 +127,35 @@ def _law(
         elif other * scale == size:
             whole.append((name, -1))
         elif other != size:
-            shares[name] = (other - size) / (scale - 1)
-    base = prod((Fraction(settings[name]) ** power for name, power in whole), start=Fraction(1))
-    rest = size - sum(shares.values())
-    if rest < 0 or any(share < 0 for share in shares.values()):
+            power = 1 if (other > size) == (scale > 1) else -1
+            shares[name, power] = (other - size) / (scale**power - 1)
+    terms = _terms(shares)
+    rest = size - sum(terms.values())
+    if rest < 0:
         return (Monomial(Fraction(size)),)
-    terms = [
-        Monomial(share / base / settings[name], (*whole, (name, 1))) for name, share in shares.items() if share != 0
-    ]
-    return (*terms, Monomial(rest / base, tuple(whole))) if rest else tuple(terms)
+    if rest:
+        terms[()] = rest
+
+    def value(powers: tuple[tuple[str, int], ...]) -> Fraction:
+        return prod((Fraction(settings[name]) ** power for name, power in powers), start=Fraction(1))
+
+    return tuple(Monomial(share / value((*whole, *powers)), (*whole, *powers)) for powers, share in terms.items())
+
+
+def _terms(shares: Mapping[tuple[str, int], Fraction]) -> dict[tuple[tuple[str, int], ...], Fraction]:
+    """Shares of a sum as its terms: one that goes down with a setting is the same term as others of its value."""
+    terms: dict[tuple[tuple[str, int], ...], Fraction] = {}
+    divided = {share for (_, power), share in shares.items() if power < 0}
+    for share in divided:
+        terms[tuple(sorted((one for one, own in shares.items() if own == share), key=lambda p: -p[1]))] = share
+    return terms | {(one,): share for one, share in shares.items() if share not in divided}
 
 
 def _constants(
     build: Callable[[Mapping[str, int]], Built],
     dense: Built,
     tried: Mapping[str, tuple[Fraction, Built]],
+    tied: Mapping[str, tuple[str, ...]],
     settings: Mapping[str, int],
 ) -> Iterator[Law]:
     """Settings that may not change, alone or in proportion to each other, for the constants to stay as they are."""
@@ -134,10 +165,10 @@ def _constants(
         if names:
             involved.setdefault(names, []).append(constant)
     for names, constants in involved.items():
-        if len(names) == 2 and tried[names[0]][0] == tried[names[1]][0]:
-            scale = tried[names[0]][0]
-            both = _try(build, {name: settings[name] * scale for name in names}, dense)
-            if both is not None and all(both.constants.get(c) == dense.constants[c] for c in constants):
+        if len(names) == 2:
+            every = tuple(name for one in names for name in (one, *tied[one]))
+            both = _scaled(build, every, settings, dense)
+            if both is not None and all(both[1].constants.get(c) == dense.constants[c] for c in constants):
                 large, small = sorted(names, key=lambda name: -settings[name])
                 yield (Monomial(Fraction(1), ((large, 1), (small, -1))),)
                 continue
@@ -160,6 +191,9 @@ def equations(construction: Construction, recorder: Recorder) -> Iterator[Equati
     known = {place: law for place, law in construction.sizes.items() if place in axes}
     for place, law in known.items():
         yield Equation(axes[place], _tree(law, construction), BUILT_WITH, place[0], "")
+        if _is_setting(law):
+            for name in construction.tied.get(law[0].powers[0][0], ()):
+                yield Equation(axes[place], _setting(name, construction), BUILT_WITH, place[0], "")
         for setting, node in _parts(algebra, axes[place], law, construction):
             yield Equation(node, _setting(setting, construction), BUILT_WITH, place[0], "")
     for law in construction.constants:
@@ -172,12 +206,15 @@ def equations(construction: Construction, recorder: Recorder) -> Iterator[Equati
 
 def join_unread(construction: Construction, recorder: Recorder) -> set[tuple[str, int]]:
     """Make dimensions of tensors that nothing read those of others with the same setting as their size, where all of
-    these are one axis. Returns (tensor, dim) of what was joined."""
+    these are one axis (products aside: heads * width is another axis than a model's width, though of the same size).
+    Returns (tensor, dim) of what was joined."""
     algebra = recorder.algebra
     by_law: dict[Law, set[int]] = {}
     for (tensor, dim), law in construction.sizes.items():
-        if tensor in recorder.read and _is_setting(law):
-            by_law.setdefault(law, set()).add(algebra.find(recorder.named[tensor].axes[dim]))
+        if tensor in recorder.read and tensor in recorder.named and _is_setting(law):
+            axis = algebra.find(recorder.named[tensor].axes[dim])
+            if algebra.kind(axis) != "product":
+                by_law.setdefault(law, set()).add(axis)
     joined = set()
     for (tensor, dim), law in construction.sizes.items():
         if tensor in recorder.named and tensor not in recorder.read and len(by_law.get(law, ())) == 1:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch.nn.functional as functional
-from torch import nn
+from torch import Tensor, nn
 
 from .recorder import Recorder
 
@@ -243,7 +243,7 @@ def _arm_values(values: dict[str, Any], path: str, prefix: str, done: set[int]) 
 def is_config(value: object) -> bool:
     """Whether it is an object that just holds settings, and lets them be set: named so, or a dataclass or namespace."""
     frozen = getattr(getattr(value, "__dataclass_params__", None), "frozen", False)
-    if frozen or isinstance(value, (type, nn.Module, torch.Tensor)) or not hasattr(value, "__dict__"):
+    if frozen or isinstance(value, (type, nn.Module, Tensor)) or not hasattr(value, "__dict__"):
         return False
     named_so = any(kind.__name__.lower().endswith(("config", "configuration", "args")) for kind in type(value).__mro__)
     return named_so or isinstance(value, SimpleNamespace) or is_dataclass(value)

@@ -126,6 +126,7 @@ class Recorder(TorchDispatchMode):
         self.group_equations: list[tuple[int, object, str, str]] = []
         self._rules = rules
         self._axes: dict[int, tuple[int, ...]] = {}
+        self._picked: dict[int, tuple[int, Reason]] = {}
         self._alive: list[Tensor] = []
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._by_id: dict[int, str] = {}
@@ -187,11 +188,24 @@ class Recorder(TorchDispatchMode):
             self.read.add(self._by_id[id(tensor)])
         if self._stacked and id(tensor) in self._stacked:
             self._tie_rows(*self._stacked.pop(id(tensor)))
+        if id(tensor) in self._picked:
+            node, why = self._picked.pop(id(tensor))
+            self.algebra.freeze(node, why)
         if axes is None:
             reason = self.reason("a constant tensor that is neither a parameter nor a buffer of the model")
             axes = tuple(self.algebra.atom(size, reason) for size in tensor.shape)
             self.set(tensor, axes)
         return axes
+
+    def shape_axes(self, tensor: Tensor) -> tuple[int, ...]:
+        """The axes of a tensor of which only the shape is read."""
+        axes = self._axes.get(id(tensor))
+        return self.axes(tensor) if axes is None else axes
+
+    def picked(self, tensor: Tensor, node: int, text: str) -> None:
+        """Say that a tensor is one position of an axis, which freezes once somebody reads the tensor's values."""
+        if self.algebra.frozen(node) is None:
+            self._picked[id(tensor)] = (node, self.reason(text))
 
     def set(self, tensor: Tensor, axes: Iterable[int]) -> None:
         axes = tuple(axes)
@@ -314,7 +328,7 @@ class Recorder(TorchDispatchMode):
                 name,
                 self.stack.name,
                 source_line() if self._pending else "",
-                tuple(self._axes[id(t)] if self.known(t) else self.axes(t) for t in tensors),
+                tuple(self.shape_axes(t) for t in tensors),
                 tuple(tuple(t.shape) for t in tensors),
                 tuple(self._pending),
                 self._weight,

@@ -92,7 +92,7 @@ class SizeReader(TorchFunctionMode):
         tensor = args[0]
         if not self.recorder.known(tensor):
             return sizes
-        axes = self.recorder.axes(tensor)
+        axes = self.recorder.shape_axes(tensor)
         if isinstance(sizes, int):
             dim = argument(args, kwargs, 1, "dim")
             return SizeInt(sizes, FromAxis(axes[dim]))

@@ -69,7 +69,21 @@ def group_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
         recorder.set(tensor, [axes[0], group])
 
 
+def weight_norm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """_weight_norm_interface(v, g, dim): g * v / |v|; zeros add nothing to the norm, so that it stays neutral."""
+    direction, length = args[:2]
+    axes = recorder.axes(direction)
+    for own, axis in zip(recorder.axes(length), axes):
+        if recorder.algebra.size(own) != 1:
+            recorder.algebra.unify(own, axis)
+    weight, norms = out
+    recorder.set(weight, axes)
+    recorder.follow(direction, weight, range(direction.dim()))
+    recorder.set(norms, recorder.axes(length))
+
+
 RULES: dict[str, Rule] = {
+    "aten::_weight_norm_interface": weight_norm,
     "aten::native_batch_norm": batch_norm,
     "aten::_native_batch_norm_legit": batch_norm,
     "aten::_native_batch_norm_legit_no_training": batch_norm,

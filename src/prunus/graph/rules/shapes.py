@@ -105,7 +105,7 @@ def squeeze(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 
 def select(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Picking one position by number freezes that axis and drops it."""
+    """Picking one position by number drops that axis, and freezes it unless only the shape of the rest is used."""
     source: Tensor = args[0]
     dim = args[1] % source.dim()
     row = recorder.row(source, dim, args[2])
@@ -113,8 +113,9 @@ def select(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
         recorder.set(out, row)
         return
     axes = list(recorder.axes(source))
-    recorder.freeze(axes.pop(dim), "one position of it is picked by number")
+    chosen = axes.pop(dim)
     recorder.set_part(source, out, axes)
+    recorder.picked(out, chosen, "one position of it is picked by number")
 
 
 def unbind(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
