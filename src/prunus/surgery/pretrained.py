@@ -138,7 +138,8 @@ def with_attributes(model: nn.Module, plan: Plan) -> Plan:
         dense, cut = _skeleton(model, {}), _skeleton(model, settings)
     except Exception:  # then `opening` says so
         return plan
-    if _built(cut).shapes != _planned_shapes(model, plan):
+    shapes = _built(cut).shapes
+    if any(shapes.get(name) != shape for name, shape in _planned_shapes(model, plan).items()):
         return plan
     planned = {(change.module, change.name) for change in plan.attributes}
     modules, olds = dict(model.named_modules()), dict(dense.named_modules())
@@ -155,7 +156,7 @@ def with_attributes(model: nn.Module, plan: Plan) -> Plan:
 
 
 def _planned_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Shapes of everything that is saved, as the plan makes them."""
+    """Shapes of everything that is saved, as the plan makes them; of tied tensors under one name."""
     shapes = {name: list(shape) for name, shape in _built(model).shapes.items()}
     for cut in plan.tensors:
         if cut.tensor in shapes:
