@@ -120,3 +120,23 @@ def test_example_inputs_come_from_data_from_a_shape_or_from_what_is_known(tmp_pa
 def test_only_factories_that_loading_can_call_are_stored(tmp_path):
     assert factory_of("zoo:lenet5", {"classes": 3}) == {"factory": "zoo:lenet5", "arguments": {"classes": 3}}
     assert factory_of("timm:resnet18", {}) == factory_of(str(tmp_path), {}) == {}
+
+
+def test_a_folder_of_transformers_gives_the_class_that_its_config_names(tmp_path):
+    try:
+        import torchvision  # noqa: F401
+    except Exception:  # one built for another torch lacks its operators, and transformers asks for two of them
+        for operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "saved")
+    opened = build_model(f"hf:{tmp_path / 'saved'}")
+    assert type(opened) is type(model)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in opened.state_dict().items())
+    (tmp_path / "saved" / "model.safetensors").rename(tmp_path / "saved" / "pytorch_model.bin")
+    with pytest.raises(StoredFileError, match="pickles"):
+        build_model(f"hf:{tmp_path / 'saved'}")

@@ -130,7 +130,7 @@ def _law(
             power = 1 if (other > size) == (scale > 1) else -1
             shares[name, power] = (other - size) / (scale**power - 1)
     terms = _terms(shares)
-    rest = size - sum(terms.values())
+    rest = size - sum(terms.values(), start=Fraction(0))
     if rest < 0:
         return (Monomial(Fraction(size)),)
     if rest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -172,15 +173,33 @@ def _torchvision(name: str, **kwargs: Any) -> nn.Module:
     return get_model(name, **kwargs)
 
 
-def _hugging_face(name: str, *, auto: str = "AutoModel", **kwargs: Any) -> nn.Module:
+def _hugging_face(name: str, *, auto: str = "", **kwargs: Any) -> nn.Module:
+    """A model of transformers, of the class that its config names or of an auto class; a folder is read as it is, and
+    only safetensors are opened."""
     try:
         import transformers  # pyright: ignore[reportMissingImports]
     except Exception as error:
         raise _edge("transformers", "prunus[transformers]", f"model hf:{name}", error) from error
-    kind = getattr(transformers, auto, None)
+    local = Path(name).is_dir()
+    chosen = auto or (_architecture(Path(name), transformers) if local else "AutoModel")
+    kind = getattr(transformers, chosen, None)
     if kind is None or not hasattr(kind, "from_pretrained"):
         raise UnknownNameError.of("auto class", auto, [n for n in dir(transformers) if n.startswith("AutoModel")])
-    return kind.from_pretrained(name, use_safetensors=True, **kwargs)
+    if local and not any(Path(name).glob("*.safetensors")):
+        raise StoredFileError(
+            f"model hf:{name}: the folder holds no .safetensors file; pickles (.bin) are not opened, because they can "
+            "run code: load it where you trust it and save it with save_pretrained"
+        )
+    return kind.from_pretrained(name, use_safetensors=True, **({"local_files_only": True} if local else {}), **kwargs)
+
+
+def _architecture(folder: Path, transformers: Any) -> str:
+    """The class that a saved config names, head included."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
+    except (OSError, ValueError) as error:
+        raise StoredFileError(f"model hf:{folder}: config.json cannot be read: {error}") from error
+    return next((name for name in names if hasattr(transformers, name)), "AutoModel")
 
 
 def _edge(package: str, install: str, purpose: str, error: Exception) -> MissingExtraError:

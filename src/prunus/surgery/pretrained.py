@@ -149,8 +149,9 @@ def with_attributes(model: nn.Module, plan: Plan) -> Plan:
             continue
         for name, new in vars(module).items():
             old = vars(olds[path]).get(name)
-            same = type(new) is int and type(old) is int and vars(modules[path]).get(name) == old
-            if same and old != new and (path, name) not in planned:
+            if type(new) is not int or type(old) is not int or old == new or (path, name) in planned:
+                continue
+            if vars(modules[path]).get(name) == old:
                 extra.append(AttributeChange(path, name, old, new))
     return replace(plan, attributes=(*plan.attributes, *extra))
 
