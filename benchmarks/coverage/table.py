@@ -32,6 +32,7 @@ of the units of each group by the L2 norm, in one call and with nothing said abo
   same as zeroing (layer norms, softmax): then shapes and finite values are checked.
 - **seconds** of CPU time for the whole call, checks included, and the peak **memory** of the process, dense network
   included.
+- A network of the benchmark that is not in the tables, or a tool whose cells are empty, was not run yet.
 - torch-pruning is told the output layers and the attention heads, and is only asked for shapes and finite values.
 """
 

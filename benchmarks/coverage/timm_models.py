@@ -34,16 +34,16 @@ ANY_SIZE: dict[int, str] = {
         fasternet_t0 starnet_s050 lcnetv2_small mambaout_femto
         poolformer_s12 poolformerv2_s12 convformer_s18 caformer_s18 lowformer_b0 iformer_t cpubone_nano
         efficientvit_b0 efficientvit_l1 mobilevit_xxs mobilevitv2_050 nextvit_small rdnet_tiny pvt_v2_b0 pvt_v2_b2_li
-        bat_resnext26ts lambda_resnet26t lamhalobotnet50ts_256
+        lambda_resnet26t
         """,
     96: "xception41 xception41p test_byobnet test_resnet test_efficientnet test_convnext",
     128: """
         inception_v3 inception_v4 inception_resnet_v2 nasnetalarge pnasnet5large xcit_nano_12_p16_224
-        xcit_nano_12_p8_224 twins_svt_small twins_pcpvt_small halonet26t
+        xcit_nano_12_p8_224 twins_svt_small twins_pcpvt_small
         focalnet_tiny_srf focalnet_tiny_lrf davit_tiny
         """,
     224: "fastvit_t8 fastvit_sa12 fastvit_mci0 shvit_s1 swiftformer_xs",
-    256: "mobilenetv5_300m efficientvim_m1 haloregnetz_b",
+    256: "mobilenetv5_300m efficientvim_m1 haloregnetz_b halonet26t bat_resnext26ts lamhalobotnet50ts_256",
 }
 """Side of the input -> convolutional networks, which take any."""
 
