@@ -137,6 +137,16 @@ def _on_repeat(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any]
             reader.note(axis, Arithmetic("*", value.tree, FromAxis(old)), "a tensor is repeated this many times")
 
 
+def _on_repeat_interleave(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Each position stands so many times in a row: the inner factor of the result."""
+    times, dim = argument(args, kwargs, 1, "repeats"), argument(args, kwargs, 2, "dim")
+    if not isinstance(times, int) or not isinstance(dim, int) or times < 2:
+        return
+    algebra, axis = reader.recorder.algebra, reader.recorder.axes(out)[dim]
+    if algebra.frozen(axis) is None:
+        reader.note(algebra.split_product(axis, algebra.size(axis) // int(times))[1], times, "it is repeated so often")
+
+
 def _on_factory(reader: SizeReader, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     reader.sizes(out, _given_sizes(args, kwargs, 0), "a tensor is made with this size")
 
@@ -242,6 +252,7 @@ _HANDLERS: dict[str, Callable[[SizeReader, tuple, dict, Any], None]] = {
     **dict.fromkeys(("view", "reshape", "expand", "broadcast_to", "new_zeros", "new_ones", "new_full"), _on_view),
     **dict.fromkeys(("new_empty", "view_copy"), _on_view),
     **dict.fromkeys(("repeat", "tile"), _on_repeat),
+    "repeat_interleave": _on_repeat_interleave,
     **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), _on_factory),
     "unflatten": _on_unflatten,
     "scaled_dot_product_attention": _on_attention,

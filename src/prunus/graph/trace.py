@@ -48,6 +48,7 @@ from .recorder import ModuleStack, Recorder
 from .rules import rule_for
 from .running import attempt, has_weights
 from .size_reader import SizeReader
+from .unread import unread_equations
 
 Keep = Iterable[str | nn.Module | Callable[[str], bool]]
 
@@ -148,6 +149,7 @@ def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _
         _follow_training(recorder, model, inputs, keep_outputs)
     equations = list(reader.equations) if reader else []
     equations = layer_equations(recorder, model) + equations + _group_equations(recorder, model)
+    equations += unread_equations(recorder, model)
     return _Recording(recorder, equations, reader.factors if reader else [])
 
 
