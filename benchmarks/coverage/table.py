@@ -29,7 +29,8 @@ of the units of each group by the L2 norm, in one call and with nothing said abo
   does not run, or the tool crashed.
 - **error**: the largest difference between the cut network and the dense one with zeros in the place of what was
   removed, in float64, relative to the largest output, on inputs that were not traced. Empty where removing is not the
-  same as zeroing (layer norms, softmax): then shapes and finite values are checked.
+  same as zeroing (layer norms, softmax), or where the cut random network's output no longer depends on its input: then
+  shapes and finite values are checked.
 - **seconds** of CPU time for the whole call, checks included, and the peak **memory** of the process, dense network
   included.
 - A network of the benchmark that is not in the tables, or a tool whose cells are empty, was not run yet.
