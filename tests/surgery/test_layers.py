@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prunus.errors import SurgeryError
+from prunus.graph import plan_from, trace
 from prunus.surgery import apply
 from prunus.surgery.layers import FOLLOWS
 from prunus.types import AttributeChange, OperatorShape, TensorCut
@@ -138,3 +139,19 @@ def test_a_norm_without_tensors_takes_its_width_from_its_output():
 def test_no_rule_of_the_table_is_untested():
     covered = {kind for layer, _, _ in CASES.values() for kind in type(layer).__mro__ if kind in FOLLOWS}
     assert {kind for kind in FOLLOWS if not isinstance(kind, str)} <= covered
+
+
+def test_a_projection_as_wide_as_the_hidden_units_is_refused():
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 4, proj_size=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[0]
+
+    model = Outputs()
+    graph = trace(model, torch.randn(5, 2, 3))
+    hidden = next(g.name for g in graph.groups if g.size == 4)
+    with pytest.raises(SurgeryError, match="proj_size=2 must stay below hidden_size, which becomes 2"):
+        apply(model, plan_from(graph, {hidden: [0, 1]}))

@@ -19,13 +19,13 @@ class UNet(nn.Module):
     def __init__(self, width: int = 8, depth: int = 2) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(depth + 1)]
-        self.down = nn.ModuleList(self.double(i, o) for i, o in zip((3, *widths), widths))
+        self.down = nn.ModuleList(self.pair(i, o) for i, o in zip((3, *widths), widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, 2) for w in widths[-2::-1])
-        self.merge = nn.ModuleList(self.double(2 * w, w) for w in widths[-2::-1])
+        self.merge = nn.ModuleList(self.pair(2 * w, w) for w in widths[-2::-1])
         self.head = nn.Conv2d(width, 2, 1)
 
     @staticmethod
-    def double(inputs: int, outputs: int) -> nn.Sequential:
+    def pair(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(conv(inputs, outputs), conv(outputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:

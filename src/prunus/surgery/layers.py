@@ -179,7 +179,8 @@ def mended(resized: Resized) -> dict[str, Any]:
     """The attributes of a known layer that change, with their new values; {} for a type that is not in the table.
 
     Raises:
-        ValueError: the shapes cannot belong to such a layer (groups that do not divide the channels).
+        ValueError: the shapes cannot belong to such a layer (groups that do not divide the channels, a projection
+            as wide as what it projects).
     """
     layer = resized.layer
     rules: Mapping[str, Rule] = _lookup(FOLLOWS, type(layer), {})
@@ -194,6 +195,10 @@ def mended(resized: Resized) -> dict[str, Any]:
         parts, whole = after.get(law.parts, getattr(layer, law.parts)), after[law.whole]
         if parts < 1 or whole % parts:
             raise ValueError(f"{law.whole} becomes {whole}, which {law.parts}={parts} does not divide")
+    if 0 < after.get("hidden_size", 0) <= after.get("proj_size", 0):
+        raise ValueError(
+            f"proj_size={after['proj_size']} must stay below hidden_size, which becomes {after['hidden_size']}"
+        )
     return changes
 
 
