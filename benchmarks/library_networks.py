@@ -48,18 +48,18 @@ def timm_model(name: str) -> Callable[[], Built]:
     return build
 
 
-def llama_1b() -> Built:
+def llama_1b(layers: int = 16, vocabulary: int = 128256) -> Built:
     """A LLaMA-shaped decoder of 1.24 billion parameters in bfloat16: 16 layers, hidden 2048, 32 heads in 8 groups."""
     import_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=2048,
-        num_hidden_layers=16,
+        num_hidden_layers=layers,
         num_attention_heads=32,
         num_key_value_heads=8,
         intermediate_size=8192,
-        vocab_size=128256,
+        vocab_size=vocabulary,
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
@@ -84,5 +84,6 @@ LIBRARY_NETWORKS: dict[str, Callable[[], Built]] = {
     "torchvision swin_b": torchvision_model("swin_b"),
     "timm swin_base_patch4_window7_224": timm_model("swin_base_patch4_window7_224"),
     "torchvision convnext_base": torchvision_model("convnext_base"),
+    "transformers llama 1b, 4 layers": lambda: llama_1b(4, 8192),
     "transformers llama 1b": llama_1b,
 }
