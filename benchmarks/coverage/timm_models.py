@@ -42,8 +42,8 @@ ANY_SIZE: dict[int, str] = {
         xcit_nano_12_p8_224 twins_svt_small twins_pcpvt_small
         focalnet_tiny_srf focalnet_tiny_lrf davit_tiny
         """,
-    224: "fastvit_t8 fastvit_sa12 fastvit_mci0 shvit_s1 swiftformer_xs",
-    256: "mobilenetv5_300m efficientvim_m1 haloregnetz_b halonet26t bat_resnext26ts lamhalobotnet50ts_256",
+    224: "haloregnetz_b fastvit_t8 fastvit_sa12 fastvit_mci0 shvit_s1 swiftformer_xs",
+    256: "mobilenetv5_300m efficientvim_m1 halonet26t bat_resnext26ts lamhalobotnet50ts_256",
 }
 """Side of the input -> convolutional networks, which take any."""
 
