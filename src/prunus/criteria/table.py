@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..types import Role
-from . import elementwise, gradients, maps, similarity, weights
+from . import elementwise, gradients, maps, reconstruction, similarity, weights
 
 Reduction = Literal["mean", "sum", "max", "first"]
 Level = Literal["unit", "weight"]
@@ -63,6 +63,10 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "map_psnr": Need(True, True, "mean PSNR between maps, in dB", shape=("units", "units")),
         "map_fsim": Need(True, True, "mean FSIM between maps", shape=("units", "units")),
         "phash_similarity": Need(True, True, "mean share of equal hash bits", shape=("units", "units")),
+        "contribution_moment": Need(
+            True, True, "mean products of the units' contributions to the next layer", shape=("units", "units")
+        ),
+        "inbound_variance": Need(True, True, "largest variance of a unit's contribution to a map"),
         "activation_taylor_abs": Need(True, True, "mean over examples of the mean over positions of |dL/dA A|"),
         "hessian_diagonal": Need(False, True, "second derivatives of the mean loss", given=True),
         "gradient_flow": Need(False, True, "Hessian times gradient of the mean loss", given=True),
@@ -157,6 +161,21 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             _criterion(maps.hrel, "label_information", paper="Sarvani et al., 2022, arXiv:2202.10716"),
             _criterion(maps.trace_ratio, "class_scatter", paper="Hu et al., TNNLS 2023"),
             _criterion(maps.hidden_entropy, "positive_fraction", paper="Mantena, Sim, SLT 2016 (reconstructed)"),
+            _criterion(
+                reconstruction.thinet, "contribution_moment", places=("in",), paper="Luo et al., 2017, arXiv:1707.06342"
+            ),
+            _criterion(
+                reconstruction.lasso_channel,
+                "contribution_moment",
+                places=("in",),
+                paper="He et al., ICCV 2017, arXiv:1707.06168",
+            ),
+            _criterion(
+                reconstruction.inbound_variance,
+                "inbound_variance",
+                places=("in",),
+                paper="Polyak, Wolf, IEEE Access 2015",
+            ),
             _criterion(gradients.mean_gradient, "activation_gradient", paper="Liu, Wu, 2019 (reconstructed)"),
             _criterion(
                 gradients.sensitivity_hessian,

@@ -4,6 +4,7 @@ from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
 from .influence import block_influence
 from .initialisation import gradient_flow, synaptic_gradient
+from .inputs import INPUT_ACCUMULATORS
 from .map_accumulators import MAP_ACCUMULATORS
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "gradient_flow",
     "synaptic_gradient",
     "ACCUMULATORS",
+    "INPUT_ACCUMULATORS",
     "MAP_ACCUMULATORS",
     "NEED_GRAPH",
     "NOT_COLLECTED",

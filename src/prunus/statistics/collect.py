@@ -16,6 +16,7 @@ from ..errors import InputError, UnknownNameError
 from ..graph.recorder import ModuleStack
 from ..types import Graph, Statistics
 from .accumulators import ACCUMULATORS, NEED_GRAPH, Accumulator, Batch
+from .inputs import INPUT_ACCUMULATORS, InputAccumulator
 from .map_accumulators import MAP_ACCUMULATORS, MapAccumulator
 from .sites import MapMode, Site
 from .state import preserved, seeded
@@ -83,7 +84,8 @@ def collect(
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
         accumulators = {need: ACCUMULATORS[need](model, graph) for need in wanted if need in ACCUMULATORS}
-        maps = {} if graph is None else {n: MAP_ACCUMULATORS[n](graph) for n in wanted if n in MAP_ACCUMULATORS}
+        makers = {**MAP_ACCUMULATORS, **INPUT_ACCUMULATORS}
+        maps = {} if graph is None else {n: makers[n](graph) for n in wanted if n in makers}
         watchers = _Watchers(list(accumulators.values()), list(maps.values()))
         count, examples = _run(model, batches, watchers, loss, where, max_batches)
         values = {need: accumulator.result() for need, accumulator in (accumulators | maps).items()}
@@ -95,9 +97,10 @@ def _checked_needs(needs: Iterable[str], graph: Graph | None, max_batches: int |
         needs = (needs,)
     wanted = sorted(set(needs) - NOT_COLLECTED)
     for need in wanted:
-        if need not in ACCUMULATORS and need not in MAP_ACCUMULATORS:
-            raise UnknownNameError.of("need", need, (*ACCUMULATORS, *MAP_ACCUMULATORS))
-        if (need in NEED_GRAPH or need in MAP_ACCUMULATORS) and graph is None:
+        known = {*ACCUMULATORS, *MAP_ACCUMULATORS, *INPUT_ACCUMULATORS}
+        if need not in known:
+            raise UnknownNameError.of("need", need, known)
+        if need in known - (ACCUMULATORS.keys() - NEED_GRAPH) and graph is None:
             raise InputError(f"collecting {need!r} is done per unit: give graph=prunus.trace(model, example_inputs)")
     if max_batches is not None and max_batches < 1:
         raise InputError(f"max_batches={max_batches} must be 1 or more, or None for all")
@@ -109,7 +112,7 @@ class _Watchers:
     """Everything that looks at a forward and backward pass."""
 
     gradients: list[Accumulator]
-    maps: list[MapAccumulator]
+    maps: list[MapAccumulator | InputAccumulator]
 
     @contextmanager
     def seeing(self, model: nn.Module, labels: Tensor | None) -> Iterator[None]:
@@ -117,15 +120,17 @@ class _Watchers:
         if not self.maps:
             yield
             return
-        by_site: dict[Site, list[MapAccumulator]] = {}
+        by_site: dict[Site, list[MapAccumulator | InputAccumulator]] = {}
         for accumulator in self.maps:
             for site in accumulator.sites.values():
                 by_site.setdefault(site, []).append(accumulator)
 
-        def see(site: Site, output: Tensor) -> None:
-            maps = site.maps(output)
+        def see(site: Site, output: Tensor, arguments: Any) -> None:
             for accumulator in by_site[site]:
-                accumulator.see(site.key, maps, labels)
+                if isinstance(accumulator, InputAccumulator):
+                    accumulator.read(site, arguments)
+                else:
+                    accumulator.see(site.key, site.maps(output), labels)
 
         stack = ModuleStack(model)
         with stack.watching(), MapMode(stack, by_site, see):

@@ -103,6 +103,25 @@ def sites_of(graph: Graph, *, activated: bool = True) -> dict[str, Site]:
     return found
 
 
+def readers_of(graph: Graph) -> dict[str, Site]:
+    """The operators that multiply a group's units with a weight, by `unit_key(group, place)` of the weight's inputs."""
+    calls: dict[tuple[str, str], int] = {}
+    at: dict[str, tuple[Operator, int]] = {}
+    for operator in graph.operators:
+        where = (operator.module, operator.name)
+        if operator.weight:
+            at.setdefault(operator.weight, (operator, calls.get(where, 0)))
+        calls[where] = calls.get(where, 0) + 1
+    found = {}
+    for group in graph.groups:
+        for place in group.places:
+            if place.role == "in" and place.dim == 1 and place.tensor in at:
+                operator, number = at[place.tensor]
+                key = unit_key(group.name, place)
+                found[key] = Site(key, group.name, operator.module, operator.name, number, 0, place.axis)
+    return found
+
+
 def _holders(operator: Operator, group: str) -> list[int]:
     """Dimensions of the first output, but the first, that are made of the group's units."""
     axes = operator.outputs[0] if operator.outputs else ()
@@ -124,9 +143,10 @@ def _last_of_chain(graph: Graph, start: int, group: str) -> int:
 
 
 class MapMode(TorchDispatchMode):
-    """Hands the outputs at the sites to `see(site, output)` while a model runs, before anything can overwrite them."""
+    """Hands the outputs at the sites to `see(site, output, arguments)` while a model runs, before anything can
+    overwrite them; `arguments` are those of the operator."""
 
-    def __init__(self, stack: ModuleStack, sites: Iterable[Site], see: Callable[[Site, Tensor], None]) -> None:
+    def __init__(self, stack: ModuleStack, sites: Iterable[Site], see: Callable[[Site, Tensor, Any], None]) -> None:
         super().__init__()
         self._stack = stack
         self._see = see
@@ -144,5 +164,5 @@ class MapMode(TorchDispatchMode):
             output = out if isinstance(out, Tensor) else out[0]
             for site in self._at[at]:
                 if site.call == number:
-                    self._see(site, output.detach())
+                    self._see(site, output.detach(), args)
         return out
