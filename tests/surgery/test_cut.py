@@ -269,8 +269,8 @@ def test_wrong_argument_types_are_named():
 
 
 def test_parametrised_lazy_and_wrapped_tensors_are_refused_with_a_remedy():
-    parametrised = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)))
-    name = "0.parametrizations.weight.original1"
+    parametrised = nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 4)))
+    name = "0.parametrizations.weight.original"
     with pytest.raises(SurgeryError, match="remove_parametrizations"):
         apply(parametrised, plan_of((TensorCut(name, 0, 4, (0,)),)))
     with pytest.raises(SurgeryError, match="run the model once"):

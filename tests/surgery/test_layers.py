@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import prunus
 from prunus.errors import SurgeryError
 from prunus.graph import plan_from, trace
 from prunus.surgery import apply
@@ -155,3 +156,13 @@ def test_a_projection_as_wide_as_the_hidden_units_is_refused():
     hidden = next(g.name for g in graph.groups if g.size == 4)
     with pytest.raises(SurgeryError, match="proj_size=2 must stay below hidden_size, which becomes 2"):
         apply(model, plan_from(graph, {hidden: [0, 1]}))
+
+
+def test_a_weight_norm_is_cut_in_its_length_and_its_direction():
+    torch.manual_seed(0)
+    positions = torch.nn.utils.parametrizations.weight_norm(nn.Conv1d(6, 8, 3), dim=2)
+    model = nn.Sequential(nn.Conv1d(3, 6, 1), nn.ReLU(), positions, nn.ReLU(), nn.Conv1d(8, 2, 1)).eval()
+    result = prunus.prune(model, torch.randn(2, 3, 9), ratio=0.5)
+    assert result.model[2].weight.shape == (4, 3, 3)
+    assert (result.model[2].in_channels, result.model[2].out_channels) == (3, 4)
+    assert result.plan.neutral  # and so was compared with the masked model

@@ -78,9 +78,15 @@ def hidden_holders(model: nn.Module, wanted: Iterable[Tensor]) -> dict[int, str]
     return found
 
 
+def _is_weight_norm(model: nn.Module, name: str) -> bool:
+    """Whether the tensor is the length or the direction of a weight norm, which a cut of both leaves one."""
+    kinds = {type(part) for part in model.get_submodule(name.rpartition(".")[0]).children()}
+    return {f"{kind.__module__}.{kind.__name__}" for kind in kinds} == {"torch.nn.utils.parametrizations._WeightNorm"}
+
+
 def why_uncuttable(model: nn.Module, name: str, tensor: Tensor) -> str:
     """Why this tensor cannot be sliced, with the remedy; "" when it can."""
-    if "parametrizations" in name.split("."):
+    if "parametrizations" in name.split(".") and not _is_weight_norm(model, name):
         module = name.split(".parametrizations.")[0]
         return (
             f"{module!r} is parametrised (torch.nn.utils.parametrize): its weight is computed from {name!r}. "
