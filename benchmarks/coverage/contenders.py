@@ -117,8 +117,15 @@ def _share(after: int, before: int) -> float | None:
 
 def _macs(model: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates of matrix products and convolutions, as torch counts them, of all inputs together."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _call(model, inputs)
+    asked = [p for p in model.parameters() if p.requires_grad]
+    for parameter in asked:  # the counter's module tracker trips over views of parameters that ask for gradients
+        parameter.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            _call(model, inputs)
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 

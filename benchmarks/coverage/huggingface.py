@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -520,6 +521,10 @@ _KINDS = {
 
 def cases() -> list[Case]:
     """All architectures, in the order of the tables above."""
+    with contextlib.suppress(ImportError):  # transformers imports torchvision where it is installed
+        from torchvision_models import provide_operators
+
+        provide_operators()
     found = [
         Case("transformers", row.name or row.model, lambda row=row: _build(row))
         for rows in _KINDS.values()
