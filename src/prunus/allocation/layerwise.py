@@ -160,7 +160,7 @@ def uniform_plus(layers: Sequence[LayerUnits], sparsity: float) -> list[int]:
         )
     for i in free:
         shares[i] = total / room
-    return _apportioned(layers, [fixed.get(i, share) for i, share in enumerate(shares)], sparsity)
+    return apportioned(layers, [fixed.get(i, share) for i, share in enumerate(shares)], sparsity)
 
 
 LAYERWISE: Mapping[str, Allocation] = MappingProxyType(
@@ -193,10 +193,10 @@ def _erdos_renyi(layers: Sequence[LayerUnits], sparsity: float, raw: Sequence[fl
         if worst is None or epsilon * raw[worst] <= 1:
             break
         dense.add(worst)
-    return _apportioned(layers, [0.0 if i in dense else 1 - epsilon * raw[i] for i in range(len(layers))], sparsity)
+    return apportioned(layers, [0.0 if i in dense else 1 - epsilon * raw[i] for i in range(len(layers))], sparsity)
 
 
-def _apportioned(layers: Sequence[LayerUnits], shares: Sequence[float], sparsity: float) -> list[int]:
+def apportioned(layers: Sequence[LayerUnits], shares: Sequence[float], sparsity: float) -> list[int]:
     """Units that go in each pool: the shares rounded down, and what is missing to the total by largest remainder."""
     exact = [share * layer.units for share, layer in zip(shares, layers)]
     counts = [min(max(math.floor(value + 1e-9), 0), layer.units) for value, layer in zip(exact, layers)]

@@ -6,7 +6,7 @@ goes on with the very same parameter, and the mask is a buffer in the state dict
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -127,9 +127,12 @@ def finalize(model: ModuleT) -> ModuleT:
     return detach(model)
 
 
-def detach(model: ModuleT) -> ModuleT:
-    """Take the masks off, in place: the model has the values that were under them."""
-    for _, module, local, _ in list(_worn(model)):
+def detach(model: ModuleT, names: Iterable[str] | None = None) -> ModuleT:
+    """Take masks off, in place: the model has the values that were under them. `names` of tensors; None is all."""
+    wanted = None if names is None else {id(mask) for name, _, _, mask in _worn(model) if name in set(names)}
+    for _, module, local, mask in list(_worn(model)):
+        if wanted is not None and id(mask) not in wanted:
+            continue
         _own_class(module)
         parametrize.remove_parametrizations(module, local, leave_parametrized=False)
     return model

@@ -10,6 +10,7 @@ from .gradual import GradualPruner
 from .leave_out import leave_out_failing
 from .prune import Pruned, PruneOptions, prune
 from .report import Report, Width, report_of
+from .sensitivity import Sensitivity, scan_sensitivity
 from .serialise import from_json, to_json
 from .sparsified import LayerSparsity, Sparsified, SparsityReport
 from .sparsify import SparsifyOptions, sparsify
@@ -25,6 +26,8 @@ __all__ = [
     "PruneOptions",
     "sparsify",
     "GradualPruner",
+    "Sensitivity",
+    "scan_sensitivity",
     "Sparsified",
     "SparsifyOptions",
     "SparsityReport",
