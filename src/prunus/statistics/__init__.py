@@ -2,6 +2,7 @@
 
 from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
+from .curvature import hessian_diagonal
 from .influence import block_influence
 from .initialisation import gradient_flow, synaptic_gradient
 from .inputs import INPUT_ACCUMULATORS
@@ -11,6 +12,7 @@ __all__ = [
     "block_influence",
     "collect",
     "gradient_flow",
+    "hessian_diagonal",
     "synaptic_gradient",
     "ACCUMULATORS",
     "INPUT_ACCUMULATORS",
