@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("criteria", "statistics", "allocation"),  # scoring and planning read the graph's counting; the graph reads neither
     ("surgery", "layerwise", "training", "search"),
     ("compression", "evaluation", "runtime", "export"),
+    ("language",),
     ("methods",),
     ("report",),
     ("pipeline",),
