@@ -128,7 +128,7 @@ def test_every_criterion_of_weights_and_gradients_runs(name):
 
 
 def test_criteria_of_filters_need_filters():
-    for name in (name for name, criterion in CRITERIA.items() if "kernels" in criterion.needs):
+    for name in (name for name, criterion in CRITERIA.items() if "kernels" in criterion.needs <= READABLE):
         with pytest.raises(InputError, match="pattern='filter'"):
             prunus.sparsify(network(), sparsity=0.5, criterion=name)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..types import Role
-from . import elementwise, gradients, maps, reconstruction, similarity, weights
+from . import diversity, elementwise, gradients, maps, propagated, reconstruction, similarity, weights
 
 Reduction = Literal["mean", "sum", "max", "first"]
 Level = Literal["unit", "weight"]
@@ -68,6 +68,9 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         ),
         "inbound_variance": Need(True, True, "largest variance of a unit's contribution to a map"),
         "activation_taylor_abs": Need(True, True, "mean over examples of the mean over positions of |dL/dA A|"),
+        "propagated_importance": Need(True, True, "importance of the final responses, propagated back", given=True),
+        "relevance": Need(True, True, "mean relevance of the unit for the right class", given=True),
+        "loss_change": Need(True, True, "loss without the unit minus loss", given=True),
         "hessian_diagonal": Need(False, True, "second derivatives of the mean loss", given=True),
         "gradient_flow": Need(False, True, "Hessian times gradient of the mean loss", given=True),
         "synaptic_gradient": Need(False, True, "gradient of the flow of ones through absolute weights", given=True),
@@ -175,6 +178,11 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
                 "inbound_variance",
                 places=("in",),
                 paper="Polyak, Wolf, IEEE Access 2015",
+            ),
+            _criterion(propagated.nisp, "propagated_importance", paper="Yu et al., CVPR 2018, arXiv:1711.05908"),
+            _criterion(propagated.lrp, "relevance", paper="Yeom et al., 2021, arXiv:1912.08881"),
+            _criterion(
+                diversity.curating, "kernels", "loss_change", paper="Pattanayak et al., JSA 2021 (reconstructed)"
             ),
             _criterion(gradients.mean_gradient, "activation_gradient", paper="Liu, Wu, 2019 (reconstructed)"),
             _criterion(

@@ -1,5 +1,6 @@
 """Model and data to statistics: what criteria need that weights alone do not tell."""
 
+from .ablation import loss_change, unit_changes
 from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
 from .curvature import hessian_diagonal
@@ -7,8 +8,15 @@ from .influence import block_influence
 from .initialisation import gradient_flow, synaptic_gradient
 from .inputs import INPUT_ACCUMULATORS
 from .map_accumulators import MAP_ACCUMULATORS
+from .relevance import final_responses, infinite_feature_selection, propagated_importance, relevance
 
 __all__ = [
+    "final_responses",
+    "infinite_feature_selection",
+    "loss_change",
+    "propagated_importance",
+    "relevance",
+    "unit_changes",
     "block_influence",
     "collect",
     "gradient_flow",
