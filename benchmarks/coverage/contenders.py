@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from case import Case, disturb, other_inputs
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from prunus.errors import PrunusError
+from prunus.graph.outputs import held
 
 Row = dict[str, Any]
 
@@ -136,10 +137,10 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """The output tensors in the order in which they are nested."""
+    """The output tensors in the order in which they are nested, without by-products such as caches."""
     with torch.no_grad():
         torch.manual_seed(0)
-        return [leaf for leaf in tree_leaves(_call(model, inputs)) if isinstance(leaf, Tensor)]
+        return held(_call(model, inputs))
 
 
 def _unlike(expected: list[Tensor], smaller: nn.Module, inputs: Any) -> str:

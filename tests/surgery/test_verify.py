@@ -338,7 +338,7 @@ class ManyOutputs(nn.Module):
 
     def forward(self, x: Tensor) -> dict:
         hidden = self.norm(self.first(x))
-        return self.kind(logits=self.second(hidden), hidden=hidden)
+        return self.kind(logits=self.second(hidden), hidden_states=hidden)
 
 
 def test_further_fields_of_an_output_may_shrink_but_the_main_one_is_compared():
@@ -355,7 +355,7 @@ def test_further_fields_of_an_output_may_shrink_but_the_main_one_is_compared():
     model = ManyOutputs(Fields)
     plan = planned(model, x)
     cut = apply(model, plan)
-    assert cut(x)["hidden"].shape == (2, 3)
+    assert cut(x)["hidden_states"].shape == (2, 3)
     assert check_values(model, cut, plan).equal
     with torch.no_grad():
         cut.second.bias[0] += 1.0

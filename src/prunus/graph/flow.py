@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import inputs as example
+from .outputs import held
 from .running import attempt, has_weights
 
 Shape = tuple[int, ...]
@@ -101,14 +102,8 @@ def _follow(model: nn.Module, inputs: Any, _flag: bool) -> Flow:
     with recorder.watching(model), recorder:
         out = example.call(model, inputs)
     flow = recorder.flow
-    flow.used = {recorder.value(t) for t in _tensors(out)}
+    flow.used = {recorder.value(tensor) for tensor in held(out)}
     return flow
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    """Tensors in nested containers; of a model output with named fields only the main one counts, as in `trace`."""
-    leaves = tree_leaves(tree.to_tuple()[0] if hasattr(tree, "to_tuple") else tree)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 class _FlowRecorder(TorchDispatchMode):

@@ -33,6 +33,7 @@ from .construction import Construction, join_unread
 from .construction import equations as construction_equations
 from .equations import Solution, proportional, solve
 from .kinds import kinds
+from .outputs import held
 from .provenance import (
     Equation,
     FromAttribute,
@@ -171,13 +172,10 @@ def _follow_training(recorder: Recorder, model: nn.Module, inputs: Any, keep_out
 
 
 def _freeze_outputs(recorder: Recorder, out: Any) -> None:
-    """Outputs stay as they are. Of a model output with named fields only the main one counts: the others (caches,
-    hidden states) would pin the model's width."""
-    fields = getattr(out, "to_tuple", None)
-    leaves = tree_leaves(out) if fields is None else tree_leaves(fields()[0])
+    """Outputs stay as they are, but for by-products such as caches and hidden states."""
     reason = Reason("it is the model's output", remedy='trace with outputs="free" to let outputs shrink')
-    for tensor in leaves:
-        if isinstance(tensor, Tensor) and recorder.known(tensor):
+    for tensor in held(out):
+        if recorder.known(tensor):
             for axis in recorder.axes(tensor):
                 recorder.algebra.freeze(axis, reason)
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ..errors import SurgeryError, VerificationError
 from ..graph import inputs as example_inputs
 from ..graph import shapes_of
+from ..graph.outputs import leaves_of
 from ..graph.vocabulary import with_inputs
 from ..types import Plan, Vocabulary
 from . import tensors
@@ -139,8 +140,7 @@ class _DenseFails(Exception):
 
 
 class _Leaf(NamedTuple):
-    """One tensor of a model's output. `main` is False for the further fields of an output with named ones (caches,
-    hidden states), whose shape a plan may change."""
+    """One tensor of a model's output. `main` is False for by-products such as caches, whose shape a plan may change."""
 
     path: str
     tensor: Tensor
@@ -296,9 +296,7 @@ def _run(model: nn.Module, example: Any, dtype: torch.dtype) -> list[_Leaf]:
     with untouched_randomness(model), torch.no_grad():
         torch.manual_seed(0)
         output = example_inputs.call(model, tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), example))
-    leaves = [(path, leaf) for path, leaf in tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)]
-    fields = hasattr(output, "to_tuple")
-    return [_Leaf(keystr(path), leaf, not fields or path[0] == leaves[0][0][0]) for path, leaf in leaves]
+    return [_Leaf(*leaf) for leaf in leaves_of(output)]
 
 
 def _difference(expected: _Outputs, got: _Outputs, tolerance: float) -> str:
