@@ -29,7 +29,7 @@ def vision(name: str, **arguments: Any) -> Callable[[], Built]:
 def timm(name: str, **arguments: Any) -> Callable[[], Built]:
     def build() -> Built:
         import_torchvision()
-        import timm as library
+        import timm as library  # pyright: ignore[reportMissingImports]
 
         return library.create_model(name, num_classes=10, **arguments), pixels()
 

@@ -41,7 +41,7 @@ def torchvision_model(name: str) -> Callable[[], Built]:
 def timm_model(name: str) -> Callable[[], Built]:
     def build() -> Built:
         import_torchvision()
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
 
         return timm.create_model(name).eval(), image()
 
@@ -63,7 +63,7 @@ def llama_1b(layers: int = 16, vocabulary: int = 128256) -> Built:
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(config).to(dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue, reportArgumentType]
     model = model.to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

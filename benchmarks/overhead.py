@@ -82,7 +82,7 @@ def with_torch_pruning(model: nn.Module, inputs: Any, prove: bool) -> Timings:
             inputs,
             importance=torch_pruning.importance.MagnitudeImportance(p=2),
             pruning_ratio=0.5,
-            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)][-1:],
+            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)][-1:],  # pyright: ignore[reportArgumentType]
             num_heads=heads_of(model),
             **decoder_settings(model),
         )

@@ -491,11 +491,11 @@ def _detr() -> Built:
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     torch.manual_seed(0)
-    backbone = ResNetConfig(**_RESNET, out_features=["stage4"])
+    backbone = ResNetConfig(**_RESNET, out_features=["stage4"])  # pyright: ignore[reportCallIssue]
     config = DetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
+        use_timm_backbone=False,  # pyright: ignore[reportCallIssue]
+        use_pretrained_backbone=False,  # pyright: ignore[reportCallIssue]
+        backbone=None,  # pyright: ignore[reportCallIssue]
         backbone_config=backbone,
         d_model=64,
         encoder_layers=1,

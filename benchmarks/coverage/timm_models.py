@@ -87,7 +87,7 @@ FIXED_INPUT = {"crossvit_tiny_240": 240, "crossvit_9_dagger_240": 240}
 def cases() -> list[Case]:
     """All cases; raises ImportError where timm is absent."""
     provide_operators()
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]
 
     known = set(timm.list_models())
     sized = (
@@ -102,7 +102,7 @@ def cases() -> list[Case]:
 
 
 def _build(name: str, size: int, given: bool) -> Built:
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]
 
     extra: dict[str, Any] = {"img_size": size} if given else {}
     model = timm.create_model(name, pretrained=False, num_classes=10, **extra)

@@ -71,7 +71,7 @@ CLASSES = 10
 def cases() -> list[Case]:
     """All cases; raises ImportError where torchvision is absent."""
     provide_operators()
-    import torchvision  # noqa: F401
+    import torchvision  # pyright: ignore[reportMissingImports]  # noqa: F401
 
     kinds = (
         *((name, functools.partial(_classifier, name, size)) for name, size in CLASSIFICATION.items()),
@@ -91,13 +91,13 @@ def provide_operators() -> None:
     """
     library = torch.library
     try:
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
     except RuntimeError:
         for name in ("nms", "qnms"):
             library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.impl("torchvision::nms", "CPU", _non_maximum_suppression)
         _forget_half_imported("torchvision")
-        import torchvision.ops.boxes
+        import torchvision.ops.boxes  # pyright: ignore[reportMissingImports]
 
         torchvision.ops.boxes._assert_has_ops = lambda: None  # type: ignore[attr-defined]
 
@@ -125,7 +125,7 @@ def _non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) ->
 
 
 def _classifier(name: str, size: int) -> Built:
-    import torchvision
+    import torchvision  # pyright: ignore[reportMissingImports]
 
     extra: dict[str, Any] = {}
     if name.startswith("vit"):
@@ -137,14 +137,14 @@ def _classifier(name: str, size: int) -> Built:
 
 
 def _segmenter(name: str) -> Built:
-    import torchvision
+    import torchvision  # pyright: ignore[reportMissingImports]
 
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES)
     return model.eval(), torch.randn(2, 3, 64, 64)
 
 
 def _detector(name: str) -> Built:
-    import torchvision
+    import torchvision  # pyright: ignore[reportMissingImports]
 
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, **_small(name))
     return model.eval(), ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)],)
@@ -161,7 +161,7 @@ def _small(name: str) -> dict[str, Any]:
 
 
 def _video(name: str) -> Built:
-    import torchvision
+    import torchvision  # pyright: ignore[reportMissingImports]
 
     model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
     frames, size = {"mvit_v2_s": (16, 224), "s3d": (16, 64)}.get(name, (4, 64))

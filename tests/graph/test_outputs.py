@@ -23,7 +23,7 @@ def test_predictions_with_names_are_held_and_caches_are_not():
 def test_a_second_prediction_keeps_its_shape():
     transformers = pytest.importorskip("transformers")
     from torch import nn
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
     import prunus
 

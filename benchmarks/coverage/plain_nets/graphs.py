@@ -68,7 +68,7 @@ class EdgeNetwork(nn.Module):
 
 def geometric(kind: str) -> nn.Module:
     """Two layers of PyTorch Geometric: "gcn", "gat" or "sage"."""
-    from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+    from torch_geometric.nn import GATConv, GCNConv, SAGEConv  # pyright: ignore[reportMissingImports]
 
     make: Any = {"gcn": GCNConv, "gat": lambda i, o: GATConv(i, o // 4, heads=4), "sage": SAGEConv}[kind]
 

@@ -246,9 +246,10 @@ def norms_after(model: nn.Module, example_inputs: Any) -> dict[str, str]:
     for name, module in model.named_modules():
         if isinstance(module, _ConvNd | nn.Linear):
             # The output is held, so that no later tensor can take its identity.
-            handles.append(
-                module.register_forward_hook(lambda _m, _a, out, name=name: made.update({id(out): (name, out)}))
-            )
+            def note(_module: nn.Module, _args: Any, out: Tensor, name: str = name) -> None:
+                made[id(out)] = (name, out)
+
+            handles.append(module.register_forward_hook(note))
         elif isinstance(module, _BatchNorm):
 
             def read(_module: nn.Module, args: Any, name: str = name) -> None:

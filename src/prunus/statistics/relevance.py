@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map
 
 from ..errors import InputError
 from ..graph import inputs as example
@@ -132,7 +133,7 @@ def propagated_importance(
     seen: list[Tensor] = []
     classifier = twin.get_submodule(classifier_of(graph) if layer is None else layer)
     classifier.register_forward_pre_hook(lambda _, args: seen.append(_pooled(args[0])))
-    ones = torch.utils._pytree.tree_map(lambda leaf: _ones(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
+    ones = tree_map(lambda leaf: _ones(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
 
     def weighted() -> Tensor:
         example.call(twin, ones)
@@ -213,11 +214,15 @@ def _double(inputs: Any) -> Any:
     def cast(leaf: Any) -> Any:
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-    return torch.utils._pytree.tree_map(cast, inputs)
+    return tree_map(cast, inputs)
 
 
 def _apart_from_zero(values: Tensor) -> Tensor:
     return torch.where(values.abs() < _TINY, torch.full_like(values, _TINY), values)
+
+
+def _pass_through(_norm: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return _with_gradient_of(args[0], out)
 
 
 def _share_out(network: nn.Module) -> None:
@@ -231,7 +236,7 @@ def _share_out(network: nn.Module) -> None:
         layer.register_forward_hook(_ruled(positive, negative))
     for norm in network.modules():
         if isinstance(norm, _BatchNorm):
-            norm.register_forward_hook(lambda _, args, out: _with_gradient_of(args[0], out))
+            norm.register_forward_hook(_pass_through)
 
 
 def _part(layer: nn.Module, sign: int) -> nn.Module:
