@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from ..errors import TraceError
 from ..types import OperatorShape
 from . import inputs as example
+from .caches import drop_caches
 from .recorder import ModuleStack, ShapeRecorder
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ def attempt(
     failure: Exception | None = None
     for meta, flag in options:
         copied = example.copy_of(model, meta=meta)
+        drop_caches(copied)
         given = example.to_meta(inputs) if meta else tree_map(_detached, inputs)
         try:
             with plain_operators():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SurgeryError
+from ..graph.caches import drop_caches
 from ..types import AttributeChange, Plan
 from . import attributes, tensors
 from .depth import check_depth, remove, shallower
@@ -108,6 +109,7 @@ def _commit_all(model: nn.Module, plan: Plan, staged: Staged) -> None:
     history = _Plans((*plans_of(model), replace(plan, example=None)))
     if not plan.depth:
         _commit(model, staged, history)
+        drop_caches(model)
         return
     undo = remove(model, plan.depth)
     try:
@@ -115,6 +117,7 @@ def _commit_all(model: nn.Module, plan: Plan, staged: Staged) -> None:
     except BaseException:
         undo()
         raise
+    drop_caches(model)
 
 
 # ------------------------------------------------------------------------------------------------------------- stage

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import SurgeryError
+from ..graph.caches import drop_caches
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -158,9 +159,11 @@ def copy_with(model: ModuleT, replacement: Callable[[Tensor], Tensor | None]) ->
             if new is not None:
                 memo[id(tensor)] = new
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise SurgeryError(
             f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}. Surgery works on "
             "copies; a computed tensor, a lock or an open file among the attributes prevents that"
         ) from error
+    drop_caches(copied)
+    return copied
