@@ -166,3 +166,22 @@ def test_a_layer_with_code_of_its_own_reads_its_attributes_and_standardised_weig
     expected[0].out_channels, expected[2].weight.data = 4, model[2].weight[:, kept].data
     x = image()
     torch.testing.assert_close(result.model(x), expected(x))
+
+
+class UnevenChunks(nn.Module):
+    """Three pieces of 4, 4 and 2 channels, each changed by itself: their sizes are those of an uneven chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        a, b, c = self.first(x).chunk(3, dim=-1)
+        return self.second(torch.cat([a.relu(), b, c.sigmoid()], -1))
+
+
+def test_chunks_that_do_not_come_out_even_stay_whole_and_say_why():
+    graph = prunus.trace(UnevenChunks().eval(), torch.randn(4, 5))
+    assert not graph.groups
+    reasons = {refusal.what: refusal.reason for refusal in graph.unprunable}
+    assert "chunk" in reasons["first.weight dimension 0 (10)"]

@@ -146,6 +146,8 @@ class _Solver:
         """Make a polynomial that is zero now stay zero; products of counts wait if `patient`, since what other
         equations say about one of them often settles them too."""
         p = _without_common_factor(difference)
+        if set(p) == {()}:  # never zero: pieces of unequal size, such as a chunk that does not come out even
+            p = difference
         degrees = {len(m) for m in p}
         variables = {v for m in p for v in m}
         if degrees == {1} and len(variables) > 1:
