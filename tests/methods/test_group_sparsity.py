@@ -89,21 +89,21 @@ def test_without_a_penalty_ssl_is_plain_training(digits, trained):
 
 
 def test_ssl_removes_filters_that_became_zero(digits, trained):
-    outcome = methods.run("ssl", task(digits, trained, epochs=6), strength=1.0)
+    outcome = methods.run("ssl", task(digits, trained, epochs=6), strength=0.1)
     assert outcome.plan is not None
     assert outcome.model[0].out_channels + outcome.model[3].out_channels < 18
     assert accuracy(outcome.model, digits.test) > 0.6
 
 
 def test_ssl_zeroes_filter_shapes(digits, trained):
-    outcome = methods.run("ssl", task(digits, trained), groups="shape", strength=0.8)
+    outcome = methods.run("ssl", task(digits, trained), groups="shape", strength=0.08)
     weight = outcome.model[3].weight
     assert 0 < zero_shapes(weight) < 72
     assert torch.equal(outcome.masks["3.weight"], (weight != 0).any(0).expand_as(weight))
 
 
 def test_ssl_leaves_out_blocks(digits, residual):
-    depth = methods.run("ssl", task(digits, residual), groups=("depth",), strength=8.0)
+    depth = methods.run("ssl", task(digits, residual), groups=("depth",), strength=0.8)
     assert depth.plan is not None
     assert depth.plan.depth
     assert len(list(depth.model.modules())) < len(list(residual.modules()))
@@ -118,7 +118,7 @@ def test_ssl_refuses_what_the_model_does_not_have(digits, trained):
 
 
 def test_nested_groups_zero_kernels_and_filters(digits, trained):
-    outcome = methods.run("hier_group_sparse", task(digits, trained, epochs=6), strength=0.6, mu=0.3)
+    outcome = methods.run("hier_group_sparse", task(digits, trained, epochs=6), strength=0.06, mu=0.3)
     weight = outcome.model[3].weight
     kernels = (weight == 0).flatten(2).all(2)
     assert kernels.sum() > 3

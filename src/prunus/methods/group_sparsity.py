@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, UnknownNameError
-from ..graph import blocks, trace
+from ..graph import trace
 from ..masks import attach, masks_of
 from ..surgery import prune, sparsify
 from ..training import StepInfo
@@ -26,10 +26,12 @@ from .steps import (
     Proximal,
     Weight,
     accuracy,
+    free_blocks,
     held_out,
     masked_outcome,
     silent,
     split_epochs,
+    step_size,
     train_for,
     unit_norms,
     weights_of,
@@ -41,7 +43,7 @@ from .task import Outcome, Task
 def group_brain_damage(
     task: Task,
     *,
-    strength: float = 0.01,
+    strength: float = 1e-3,
     limit: float | None = None,
     regime: str = "threshold",
     step: float = 0.05,
@@ -125,7 +127,7 @@ def ssl(
     task: Task,
     *,
     groups: Collection[str] = ("filter", "channel"),
-    strength: float = 0.01,
+    strength: float = 1e-3,
     threshold: float = 1e-4,
     recovery: float = 0.3,
 ) -> Outcome:
@@ -160,7 +162,7 @@ def ssl(
     def shrink(info: StepInfo) -> None:
         for step in steps:
             step(info)
-        amount = info.optimizer.param_groups[0]["lr"] * strength
+        amount = step_size(info) * strength
         with torch.no_grad():
             for parameters in deep.values():
                 for parameter, value in zip(parameters, shrink_together([p.detach() for p in parameters], amount)):
@@ -177,7 +179,7 @@ def ssl(
 
 def _blocks_of(task: Task, model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Residual blocks that can be bypassed -> their parameters."""
-    found = [b for b in blocks(model, task.example_inputs) if b.unit == "block" and not b.why_not]
+    found = free_blocks(task, model)
     return {
         block.name: [p for removal in block.removals for p in model.get_submodule(removal.module).parameters()]
         for block in found
@@ -222,13 +224,13 @@ class _Nested:
     mu: float
 
     def __call__(self, info: StepInfo) -> None:
-        amount = info.optimizer.param_groups[0]["lr"] * self.strength
+        amount = step_size(info) * self.strength
         with torch.no_grad():
             for weight in self.weights:
                 weight.write(shrink_nested(weight.value, "kernel", "filter", (amount, amount * self.mu)))
 
 
-def hier_group_sparse(task: Task, *, strength: float = 0.01, mu: float = 1.0, recovery: float = 0.3) -> Outcome:
+def hier_group_sparse(task: Task, *, strength: float = 1e-3, mu: float = 1.0, recovery: float = 0.3) -> Outcome:
     """A group lasso on kernels within a group lasso on filters; zero filters are cut, zero kernels stay masked.
 
     Args:

@@ -25,7 +25,7 @@ from ..surgery.depth import left_out
 from ..training.batches import Split
 from ..types import Block
 from .card import Card
-from .steps import held_out, recalibrate, train_for
+from .steps import free_blocks, held_out, recalibrate, train_for
 from .task import Outcome, Task
 
 Pool = Callable[[Tensor], Tensor]
@@ -211,18 +211,10 @@ def removable_blocks(task: Task, model: nn.Module, who: str) -> list[Block]:
     Raises:
         InputError: there is none.
     """
-    found = [
-        block
-        for block in blocks(model, task.example_inputs)
-        if block.unit == "block" and not block.why_not and not any(_holds(block, name) for name in task.keep)
-    ]
+    found = free_blocks(task, model)
     if not found:
         raise InputError(f"{who}: the model has no residual block that can be bypassed")
     return found
-
-
-def _holds(block: Block, name: str) -> bool:
-    return any(name == removal.module or name.startswith(f"{removal.module}.") for removal in block.removals)
 
 
 def _shallower(task: Task, gone: Sequence[str], history: tuple[Mapping[str, Any], ...], note: str = "") -> Outcome:

@@ -12,15 +12,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError, SurgeryError
-from ..graph import plan_from, trace
+from ..graph import blocks, plan_from, trace
 from ..graph.counting import unit_positions
+from ..graph.trace import resolve_keep
 from ..masks import Site, finalize, find_sites, masks_of
 from ..statistics.state import preserved
 from ..surgery import apply, leave_out_failing
 from ..training import StepInfo, fit, recalibrate_batchnorm
 from ..training.batches import Split
 from ..training.penalties import shrink_groups
-from ..types import Graph, Plan
+from ..types import Block, Graph, Plan
 from .task import Outcome, Task
 
 History = tuple[Mapping[str, Any], ...]
@@ -136,9 +137,18 @@ def weights_of(model: nn.Module, keep: Sequence[str] = (), *, convolutions_only:
     return [Weight(site, named[site.name]) for site in sites]
 
 
+def step_size(info: StepInfo) -> float:
+    """How far a constant gradient moves a weight in one step: momentum adds up lr / (1 - momentum).
+
+    With it a proximal step of some strength pulls as hard as the same penalty in the loss would.
+    """
+    group = info.optimizer.param_groups[0]
+    return group["lr"] / (1 - group.get("momentum", 0.0))
+
+
 @dataclass(frozen=True)
 class Proximal:
-    """The proximal step of a group lasso, as `on_step`: exact zeros by `learning rate * strength`."""
+    """The proximal step of a group lasso, as `on_step`: exact zeros by `step_size * strength`."""
 
     weights: Sequence[Weight]
     grouping: str
@@ -146,7 +156,7 @@ class Proximal:
     limit: float | None = None
 
     def __call__(self, info: StepInfo) -> None:
-        amount = info.optimizer.param_groups[0]["lr"] * self.strength
+        amount = step_size(info) * self.strength
         with torch.no_grad():
             for weight in self.weights:
                 weight.write(shrink_groups(weight.value, self.grouping, amount, limit=self.limit))
@@ -160,7 +170,18 @@ def masked_outcome(
     return Outcome(finalize(model), plan=plan, masks=masks, history=history, notes=notes)
 
 
-# ---------------------------------------------------------------------------------------------------- units that go
+# ------------------------------------------------------------------------------------------- units and blocks that go
+
+
+def free_blocks(task: Task, model: nn.Module) -> list[Block]:
+    """Residual blocks that can be left out and hold nothing that `keep` protects, in the order in which they run."""
+    kept = resolve_keep(model, task.keep)
+
+    def holds_kept(block: Block) -> bool:
+        return any(f"{name}.".startswith(f"{removal.module}.") for removal in block.removals for name in kept)
+
+    found = blocks(model, task.example_inputs)
+    return [block for block in found if block.unit == "block" and not block.why_not and not holds_kept(block)]
 
 
 def unit_norms(model: nn.Module, graph: Graph, role: str = "out") -> dict[str, Tensor]:
