@@ -72,7 +72,9 @@ def curating(kernels: Tensor, loss_change: Tensor, mu: float = 1.0, nu: float = 
     Architecture 116:102031, 2021. The parts are in the abstract; how they are put together is our reconstruction.
     """
     count = len(kernels)
-    worth = _standard(loss_change.double()) + mu * _standard(kernels.double().abs().flatten(1).sum(1))
+    worth = _standard(loss_change.to(kernels.device).double()) + mu * _standard(
+        kernels.double().abs().flatten(1).sum(1)
+    )
     points = spectral_embedding(kernel_divergence(kernels), dimensions)
     apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     scores = torch.zeros(count, dtype=torch.float64, device=kernels.device)

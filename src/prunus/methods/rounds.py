@@ -85,22 +85,27 @@ def free_groups(graph: Graph) -> tuple[str, ...]:
 
 
 def some_batches(task: Task, count: int, size: int, *, validation: bool = False) -> list[tuple[Tensor, Tensor]]:
-    """A few batches of the training split in random order, or the first of the validation split if there is one."""
+    """A few batches of the training split in random order, or the first of the validation split if there is one, on
+    the model's device."""
+    device = next(task.model.parameters()).device
     if validation and task.validation is not None:
-        return list(islice(task.validation.batches(size), count))
-    return list(islice(task.train.batches(size, shuffle=True, seed=task.seed), count))
+        source = task.validation.batches(size)
+    else:
+        source = task.train.batches(size, shuffle=True, seed=task.seed)
+    return [(inputs.to(device), target.to(device)) for inputs, target in islice(source, count)]
 
 
 def accuracy_of(model: nn.Module, task: Task) -> float:
     """Share of right answers on the validation split, or on the training split where there is none."""
     split = task.validation if task.validation is not None else task.train
     right = total = 0
+    device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             for inputs, target in split.batches(256):
-                right += int((model(inputs).argmax(1) == target).sum())
+                right += int((model(inputs.to(device)).argmax(1).cpu() == target).sum())
                 total += len(target)
     finally:
         for module, mode in modes.items():

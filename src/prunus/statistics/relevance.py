@@ -145,7 +145,9 @@ def propagated_importance(
 
     channels = _channels(twin, graph)
     found = _sums(twin, channels, weighted, times_output=False)
-    return Statistics({"propagated_importance": {key: value.sum(0).float() for key, value in found.items()}}, 1, 1)
+    return Statistics(
+        {"propagated_importance": {key: value.sum(0).float().cpu() for key, value in found.items()}}, 1, 1
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- LRP
@@ -206,7 +208,7 @@ def relevance(
     for key, by_class in sums.items():
         stacked = torch.stack([by_class[label] for label in sorted(counts)])
         numbers = torch.tensor([counts[label] for label in sorted(counts)]).to(stacked)
-        values[key] = (stacked / numbers[:, None] if per_class else stacked.sum(0) / numbers.sum()).float()
+        values[key] = (stacked / numbers[:, None] if per_class else stacked.sum(0) / numbers.sum()).float().cpu()
     return Statistics({"relevance": values}, batch_count, sum(counts.values()))
 
 
