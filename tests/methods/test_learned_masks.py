@@ -76,6 +76,18 @@ def test_a_skeleton_of_ones_is_the_convolution_and_cut_stripes_stay_cut():
     assert not skeleton(weight)[0, :, 0, :2].any()
 
 
+def test_stripes_and_whole_filters_go_during_training(digits):
+    outcome = methods.run("pff_stripe", task(digits), alpha=0.12)
+    counts = outcome.history[-1]["stripes"]
+    assert counts["0"] + counts["3"] < 8 * 9 + 10 * 9
+    for name in ("0", "3"):
+        weight = outcome.model.get_submodule(name).weight
+        stripes = (weight != 0).any(1)
+        assert stripes.flatten(1).any(1).all()  # filters without any are gone
+        assert torch.equal(outcome.masks[f"{name}.weight"], stripes[:, None].expand_as(weight))
+    assert accuracy(outcome.model, digits.test) > 0.6
+
+
 def test_without_a_penalty_a_skeleton_cuts_nothing(digits):
     outcome = methods.run("pff_stripe", task(digits), alpha=0.0, delta=1e-6, norm_scale=None)
     assert outcome.history[-1]["stripes"] == {"0": 72, "3": 90}
