@@ -370,8 +370,9 @@ class Plan:
     `neutral` is False when some cut group is not neutral (see `Group`): then zeroing units differs from removing them,
     and the model that the cut one must equal also leaves them out of the statistics in `reductions`. Where `vocabulary`
     is given, tokens are removed, and `inputs` hold new ids; `mixtures` lose experts. `depth` are the modules that go
-    first: all other names in the plan are those of the model without them. `example` is not stored: the real example
-    inputs, for the numerical check.
+    first: all other names in the plan are those of the model without them. `permanent` are computed (parametrised)
+    tensors that become ordinary parameters before anything else. `example` is not stored: the real example inputs, for
+    the numerical check.
     """
 
     cuts: tuple[Cut, ...]
@@ -387,6 +388,7 @@ class Plan:
     vocabulary: Vocabulary | None = None
     mixtures: tuple[Mixture, ...] = ()
     depth: tuple[Removal, ...] = ()
+    permanent: tuple[str, ...] = ()
     example: Any = field(default=None, compare=False, repr=False)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
 from ..graph.counting import unit_positions
+from ..graph.parametrized import computed_tensors
 from ..types import Graph, Group, Place, Role, Statistics, unit_key
 
 
@@ -170,6 +171,18 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a model under every name that they have."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    return {**tensors, **dict(model.named_buffers(remove_duplicate=False))}
+    """All parameters and buffers of a model under every name that they have.
+
+    One that a parametrisation computes a tensor of the same shape from stands for that tensor, which is what counts.
+    """
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for computed in computed_tensors(model):
+        value = computed.value()
+        original = computed.original(tuple(value.shape))
+        if original is not None:
+            same = {name for name, tensor in tensors.items() if tensor is original[1]}
+            tensors.update(dict.fromkeys(same, value))
+    return tensors

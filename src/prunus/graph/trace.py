@@ -34,6 +34,7 @@ from .construction import equations as construction_equations
 from .equations import Solution, proportional, solve
 from .kinds import kinds
 from .outputs import held
+from .parametrized import follow_parametrizations, plain_name
 from .provenance import (
     Equation,
     FromAttribute,
@@ -135,6 +136,7 @@ def resolve_keep(model: nn.Module, keep: Keep) -> dict[str, str]:
 def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _Recording:
     stack = ModuleStack(model)
     recorder = Recorder(model, stack, rule_for)
+    follow_parametrizations(recorder, model)
     if armed:
         arm(model)
     given = Reason("it comes from the model's input")
@@ -302,7 +304,8 @@ def _name_atoms(recorder: Recorder) -> dict[int, str]:
                     continue
                 for atom, suffix in _labelled(recorder, axis):
                     if atom not in names:
-                        base = named.name.removesuffix(".weight") if only_out else f"{named.name}:{dim}"
+                        plain = plain_name(named.name)
+                        base = plain.removesuffix(".weight") if only_out else f"{plain}:{dim}"
                         name = base + suffix
                         while name in taken:
                             name += "'"

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError, SurgeryError
 from ..graph.caches import drop_caches
+from ..graph.parametrized import plain_name
 from ..types import AttributeChange, Plan
 from . import attributes, tensors
 from .depth import check_depth, remove, shallower
 from .examples import example_of
 from .layers import Resized, is_known, mended, refresh, shapes_of
+from .parametrized import check_computed, computed_shapes, make_permanent, rescaled_lengths, with_permanent
 from .verify import Verified
 from .verify import verify as verify_cut
 
@@ -89,7 +91,10 @@ def apply(model: ModuleT, plan: Plan, inplace: bool = False, *, verify: bool = T
 
 def applied(model: ModuleT, plan: Plan, inplace: bool, *, verify: bool) -> tuple[ModuleT, Verified | None]:
     """`apply`, and what was proven of the result; None without `verify`."""
-    whole = shallower(model, plan.depth) if isinstance(plan, Plan) and plan.depth else model
+    whole: ModuleT = model
+    if isinstance(plan, Plan):
+        whole = with_permanent(whole, plan.permanent) if plan.permanent else whole
+        whole = shallower(whole, plan.depth) if plan.depth else whole
     staged = stage(whole, plan)
     if inplace and not verify:
         _commit_all(model, plan, staged)
@@ -105,17 +110,19 @@ def applied(model: ModuleT, plan: Plan, inplace: bool, *, verify: bool) -> tuple
 
 
 def _commit_all(model: nn.Module, plan: Plan, staged: Staged) -> None:
-    """Depth and width in the model itself, or neither."""
+    """Parametrisations, depth and width in the model itself, or none of them."""
     history = _Plans((*plans_of(model), replace(plan, example=None)))
-    if not plan.depth:
+    if not plan.depth and not plan.permanent:
         _commit(model, staged, history)
         drop_caches(model)
         return
-    undo = remove(model, plan.depth)
+    undo = [make_permanent(model, plan.permanent)]
     try:
+        undo.append(remove(model, plan.depth))
         _commit(model, stage(model, plan), history)
     except BaseException:
-        undo()
+        for step in reversed(undo):
+            step()
         raise
     drop_caches(model)
 
@@ -136,7 +143,7 @@ def stage(model: nn.Module, plan: Plan) -> Staged:
             f"plan must be a prunus Plan, got {type(plan).__name__}; prunus.plan(graph, scores, ...) makes one"
         )
     keeps = _keeps(model, plan)
-    new = _sliced(model, keeps)
+    new = _with_computed(model, keeps, _sliced(model, keeps))
     planned = _planned(model, plan)
     values = {**planned, **_mended(model, plan, keeps, new, planned)}
     changed = tuple((module, name, value) for (module, name), value in values.items())
@@ -194,6 +201,25 @@ def _sliced(model: nn.Module, keeps: Mapping[str, Mapping[int, tuple[int, ...]]]
     }
 
 
+def _with_computed(
+    model: nn.Module,
+    keeps: Mapping[str, Mapping[int, tuple[int, ...]]],
+    new: dict[str, tuple[Tensor, Tensor]],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The new tensors, and the lengths of weight norms that lose something; parametrised tensors are checked."""
+    if not any("parametrizations" in name for name in new):
+        return new
+    names = {id(tensor): name for name, tensor in tensors.named_tensors(model).items()}
+    olds = {id(old): old for old in tensors.named_tensors(model).values()}
+    changed = {id(old): cut for old, cut in new.values()}
+    kept = {id(old): keeps[name] for name, (old, _) in new.items()}
+    known = {id(old): name for name, (old, _) in new.items()}
+    scaled = rescaled_lengths(model, changed, kept)
+    new = {**new, **{known.get(i, names[i]): (olds[i], tensor) for i, tensor in scaled.items()}}
+    check_computed(model, {**changed, **scaled}, kept)
+    return new
+
+
 def _distinct(keeps: Mapping[str, Mapping[int, tuple[int, ...]]]) -> Iterable[tuple[int, ...]]:
     """The index tuples, each object once: many tensors share one."""
     return {id(keep): keep for dims in keeps.values() for keep in dims.values()}.values()
@@ -229,7 +255,7 @@ def _mended(
     planned: Mapping[tuple[str, str], int],
 ) -> dict[tuple[str, str], Any]:
     """Attributes of known layers that follow from the new shapes, checked against what the plan sets itself."""
-    changed = {id(old): (cut, keeps[name].get(0)) for name, (old, cut) in new.items()}
+    changed = {id(old): (cut, keeps.get(name, {}).get(0)) for name, (old, cut) in new.items()}
     outputs = {operator.module: operator.shapes[0] for operator in plan.shapes if operator.shapes}
     by_module: dict[str, dict[str, int]] = defaultdict(dict)
     for (module, name), value in planned.items():
@@ -244,7 +270,9 @@ def _mended(
         if not (cut or mine or (not local and path in outputs)):
             continue
         kept = {name: keep for name, t in local.items() if (keep := changed.get(id(t), (t, None))[1]) is not None}
+        kept |= {plain_name(name): keep for name, keep in kept.items() if not name.endswith("original0")}
         shapes = shapes_of(layer, lambda t: tuple(changed[id(t)][0].shape if id(t) in changed else t.shape))
+        shapes |= computed_shapes(layer, {identity: cut for identity, (cut, _) in changed.items()})
         try:
             changes = mended(Resized(layer, shapes, kept, mine, outputs.get(path)))
         except ValueError as error:

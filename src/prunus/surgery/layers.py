@@ -7,7 +7,6 @@ optional packages stand in it by their full name, so that nothing is imported fo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -209,16 +208,6 @@ def refresh(layer: nn.Module) -> None:
 
 
 def shapes_of(layer: nn.Module, shape: Callable[[Tensor], Shape]) -> dict[str, Shape]:
-    """Shapes of all parameters and buffers of the layer and its children, by local name; those of a parametrized tensor
-    also under its own name."""
+    """Shapes of all parameters and buffers of the layer and its children, by local name."""
     named = [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
-    shapes = {name: shape(tensor) for name, tensor in named}
-    for name, found in list(shapes.items()):
-        part = _ORIGINAL.fullmatch(name)
-        if part is not None:
-            shapes[part[1]] = found
-    return shapes
-
-
-_ORIGINAL = re.compile(r"parametrizations\.(\w+)\.original1?")
-"""What a parametrization computes a tensor of the same shape from; weight norm has a length and (1) a direction."""
+    return {name: shape(tensor) for name, tensor in named}

@@ -23,6 +23,7 @@ from .choose import Aim, Chosen, Dense, choose
 from .choose_blocks import BlockScore
 from .cut import applied, apply, plans_of, remember
 from .leave_out import leave_out_failing
+from .parametrized import to_be_permanent, with_permanent
 from .pretrained import construction_of, opening, with_attributes
 from .prune_depth import Shallow, Wanted, leave_out
 from .report import Report, report_of
@@ -151,6 +152,8 @@ def prune(
     Returns:
         The smaller model with plan, report and refusals. Groups whose cut does not verify are left whole and listed in
         `refused`; the plan is then made again without them, so that the budget still holds where that is possible.
+        Parametrised tensors (torch.nn.utils.parametrize, masks) stay so, and compute what they did for the units that
+        stay; only spectral_norm and orthogonal, which depend on all units together, become ordinary parameters.
 
     Raises:
         InputError: an argument is wrong, or a weight is NaN or infinite: names it.
@@ -174,24 +177,27 @@ def prune(
     aim = Aim(ratio, target, Rules(scope, **_among(chosen_options, Rules)))
     data = list(data) if isinstance(data, Iterator) else data
     _check(model, measure, data, aim, depth)
+    permanent = to_be_permanent(model)
+    whole, keep = (with_permanent(model, permanent), _named(model, keep)) if permanent else (model, keep)
     if depth is not None:
         wanted = Wanted(depth, chosen_options.depth_criterion, chosen_options.depth_unit, chosen_options.max_batches)
-        shallow = leave_out(model, example_inputs, wanted, keep=keep, outputs=chosen_options.outputs, data=data)
+        shallow = leave_out(whole, example_inputs, wanted, keep=keep, outputs=chosen_options.outputs, data=data)
         if chosen_options.uniform:
             shallow = replace(shallow, graph=_graph(shallow.model, example_inputs, keep, chosen_options))
     else:
-        shallow = Shallow(model, _graph(model, example_inputs, keep, chosen_options))
+        shallow = Shallow(whole, _graph(whole, example_inputs, keep, chosen_options))
     graph, scores = shallow.graph, Scores(measure.name, {})
     if not aim.is_empty:
         scores = _scores(shallow.model, graph, measure, data, loss, chosen_options)
         scores = _only(scores, graph, chosen_options.only)
     cut = _Cutting(shallow.model, graph, aim, data, chosen_options, shallow.dense)
-    (result, verified), chosen, refused = cut.until_verified(scores, inplace and depth is None)
-    plan = replace(chosen.plan, example=None)
+    (result, verified), chosen, refused = cut.until_verified(scores, inplace and depth is None and not permanent)
+    plan = replace(chosen.plan, example=None, permanent=tuple(permanent))
     if depth is not None:
         plan = replace(plan, depth=shallow.removals, before=shallow.size)
+    if depth is not None or permanent:
         result = apply(model, plan, inplace=True, verify=False) if inplace else remember(result, model, plan)
-    report = report_of(graph, plan, (*chosen.notes, *_notes(verified)), shallow.names)
+    report = report_of(graph, plan, (*chosen.notes, *_notes(verified), *_permanent_notes(permanent)), shallow.names)
     left_alone = (*shallow.refused, *refused, *graph.unprunable)
     made = Pruned(result, plan, report, left_alone, graph, scores, verified)
     opened = opening(result, graph.example, verify=chosen_options.verify)
@@ -213,6 +219,21 @@ def _notes(verified: Verified | None) -> list[str]:
         more = f" and {len(others)} more" if others else ""
         notes.append(f"a constant that the code computes from a size follows it: {first}{more}")
     return notes
+
+
+def _named(model: nn.Module, keep: Any) -> Any:
+    """`keep` with names in the place of modules, so that it holds for copies too."""
+    names = {id(module): name for name, module in model.named_modules()}
+    items = [keep] if isinstance(keep, str | nn.Module) or callable(keep) else keep
+    return [names.get(id(item), item) if isinstance(item, nn.Module) else item for item in items]
+
+
+def _permanent_notes(permanent: Mapping[str, str]) -> list[str]:
+    """What was parametrised in a way that cannot be cut, and is an ordinary parameter now."""
+    if not permanent:
+        return []
+    names = ", ".join(f"{name} ({how})" for name, how in permanent.items())
+    return [f"parametrisations made permanent, with the values that they gave: {names}; register them anew to train on"]
 
 
 def _options(given: Mapping[str, Any]) -> PruneOptions:

@@ -27,7 +27,8 @@ from ..types import (
 )
 
 FORMAT, FORMAT_WITH_DEPTH = "prunus.plan/1", "prunus.plan/2"
-"""A plan that leaves blocks out is of the second format, so that versions that do not know of depth refuse it."""
+"""A plan that leaves blocks out, or makes parametrised tensors permanent, is of the second format, so that versions
+that do not know of it refuse it."""
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 def to_json(plan: Plan) -> str:
     """The plan as one JSON object. Its real example inputs are not written."""
     data = {
-        "format": FORMAT_WITH_DEPTH if plan.depth else FORMAT,
+        "format": FORMAT_WITH_DEPTH if plan.depth or plan.permanent else FORMAT,
         "criterion": plan.criterion,
         "neutral": plan.neutral,
         "before": asdict(plan.before),
@@ -46,7 +47,8 @@ def to_json(plan: Plan) -> str:
             "layout": plan.inputs.layout,
             "tensors": {path: [list(shape), *rest] for path, (shape, *rest) in plan.inputs.tensors.items()},
         },
-        **({"depth": [asdict(removal) for removal in plan.depth]} if plan.depth else {}),
+        **({"depth": [asdict(removal) for removal in plan.depth]} if plan.depth or plan.permanent else {}),
+        **({"permanent": list(plan.permanent)} if plan.permanent else {}),
         "cuts": [{"group": c.group, "size": c.size, "keep": ranges(c.keep)} for c in plan.cuts],
         "tensors": [{"tensor": t.tensor, "dim": t.dim, "size": t.size, "keep": ranges(t.keep)} for t in plan.tensors],
         "attributes": [asdict(change) for change in plan.attributes],
@@ -80,6 +82,7 @@ def from_json(text: str, *, source: str = "the plan") -> Plan:
         )
     if found == FORMAT:
         data = {**data, "depth": []}
+    data = {"permanent": [], **data}
     return Plan(**{name: _field(source, data, name, read) for name, read in _FIELDS.items()})
 
 
@@ -219,6 +222,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "after": _size,
     "inputs": _inputs,
     "depth": _items(_removal),
+    "permanent": _items(lambda value: _is(str, value)),
     "cuts": _items(_cut),
     "tensors": _items(_tensor_cut),
     "attributes": _items(_attribute),

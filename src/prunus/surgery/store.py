@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from torch.nn.utils import parametrize
 
 from .. import __version__
 from ..errors import InputError, StoredFileError, SurgeryError
-from ..masks import attach, gradient_of, masks_of
+from ..masks import attach, detach, gradient_of, masks_of
 from ..types import Plan
 from . import tensors
 from .cut import apply, plans_of
@@ -31,6 +32,8 @@ from .files import CONVERT, PICKLES, check_file, check_writable, read_weights, r
 from .serialise import from_json, to_json
 
 FORMAT = "prunus.model/1"
+
+_MASK = re.compile(r"(.*\.|)parametrizations\.(\w+)\.0\.mask")
 
 WEIGHTS, PLAN_FILE, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
 
@@ -141,9 +144,13 @@ def load(directory: str | Path, model: nn.Module | None = None, *, trust_factory
     weights = read_weights(path / WEIGHTS)
     dense: nn.Module = _build(path, manifest, trust_factory) if model is None else model
     for plan in plans:
+        worn = _masks_cut_by(plan) - masks_of(dense).keys()
+        dense = _masked(dense, {name: manifest.masks.get(name, "zero") for name in worn}, path) if worn else dense
         dense = apply(dense, plan, verify=False)
-    if manifest.masks:
-        dense = _masked(dense if plans else tensors.copy_with(dense, lambda _: None), manifest.masks, path)
+    if plans and masks_of(dense).keys() - manifest.masks.keys():
+        dense = detach(dense)  # finalized after the last plan
+    if manifest.masks.keys() - masks_of(dense).keys():
+        dense = _masked(dense, manifest.masks, path)
     return _filled(dense, weights, manifest.tied, path)
 
 
@@ -302,8 +309,15 @@ def _build(path: Path, manifest: Manifest, trusted: bool) -> nn.Module:
     return model
 
 
+def _masks_cut_by(plan: Plan) -> set[str]:
+    """Tensors that wore a mask when the plan was made."""
+    found = (_MASK.fullmatch(cut.tensor) for cut in plan.tensors)
+    return {match[1] + match[2] for match in found if match is not None}
+
+
 def _masked(model: nn.Module, masks: Mapping[str, str], path: Path) -> nn.Module:
-    """The model with masks of ones, whose values are among the weights."""
+    """A copy of the model with masks of ones, whose values are among the weights."""
+    model = tensors.copy_with(model, lambda _: None)
     for name, gradient in masks.items():
         tensor = tensors.find(model, name)
         try:

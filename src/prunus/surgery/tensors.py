@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import SurgeryError
 from ..graph.caches import drop_caches
+from ..graph.parametrized import computed_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -79,19 +80,21 @@ def hidden_holders(model: nn.Module, wanted: Iterable[Tensor]) -> dict[int, str]
     return found
 
 
-def _is_weight_norm(model: nn.Module, name: str) -> bool:
-    """Whether the tensor is the length or the direction of a weight norm, which a cut of both leaves one."""
-    kinds = {type(part) for part in model.get_submodule(name.rpartition(".")[0]).children()}
-    return {f"{kind.__module__}.{kind.__name__}" for kind in kinds} == {"torch.nn.utils.parametrizations._WeightNorm"}
+def _whole(model: nn.Module, name: str) -> str:
+    """Which parametrisation that cannot be cut computes with this tensor; "" for none."""
+    if "parametrizations" not in name.split("."):
+        return ""
+    path, _, local = f".{name}".partition(".parametrizations.")
+    module = model.get_submodule(path[1:])
+    return next((c.whole for c in computed_tensors(module) if c.path == local.partition(".")[0]), "")
 
 
 def why_uncuttable(model: nn.Module, name: str, tensor: Tensor) -> str:
     """Why this tensor cannot be sliced, with the remedy; "" when it can."""
-    if "parametrizations" in name.split(".") and not _is_weight_norm(model, name):
-        module = name.split(".parametrizations.")[0]
+    if kind := _whole(model, name):
         return (
-            f"{module!r} is parametrised (torch.nn.utils.parametrize): its weight is computed from {name!r}. "
-            "Make it permanent first with torch.nn.utils.parametrize.remove_parametrizations"
+            f"a parametrised tensor ({kind}) is computed from {name!r}, from all rows and columns together. Make it "
+            "permanent first with torch.nn.utils.parametrize.remove_parametrizations"
         )
     if is_lazy(tensor):
         return f"{name!r} has no shape yet (a lazy layer): run the model once on an example first"

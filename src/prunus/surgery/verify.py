@@ -18,11 +18,13 @@ from ..errors import SurgeryError, VerificationError
 from ..graph import inputs as example_inputs
 from ..graph import shapes_of
 from ..graph.outputs import leaves_of
+from ..graph.parametrized import computed_tensors
 from ..graph.vocabulary import with_inputs
 from ..types import Plan, Vocabulary
 from . import tensors
 from .examples import batches, example_of, untouched_randomness
 from .operators import Recorder, check_shapes
+from .parametrized import rescaled_lengths
 from .reference import NotUnderstood, ReadConstants, Restrict, not_understood, watched
 from .routing import RouterMode
 
@@ -87,7 +89,9 @@ def masked_copy(dense: tensors.ModuleT, plan: Plan, dtype: torch.dtype | None = 
             return None
         return tensors.converted(old, lambda data: _masked(_cast(data, dtype), keeps.get(id(old), [])))
 
-    return tensors.copy_with(dense, masked).eval()
+    originals = [old for computed in computed_tensors(dense) for old in computed.tensors() if id(old) in keeps]
+    scaled = rescaled_lengths(dense, {id(old): new for old in originals if (new := masked(old)) is not None}, {})
+    return tensors.copy_with(dense, lambda old: scaled[id(old)] if id(old) in scaled else masked(old)).eval()
 
 
 def _masked(data: Tensor, keeps: list[tuple[int, tuple[int, ...], float]]) -> Tensor:
