@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -279,8 +280,8 @@ def _kernels_of(weight: Tensor) -> Tensor:
 
 
 def _part(split: Split, samples: int) -> Split:
-    subset = getattr(split, "subset", None)
-    return subset(min(samples, len(split))) if callable(subset) else split
+    subset: Any = getattr(split, "subset", None)
+    return subset(min(samples, len(split))) if subset is not None else split
 
 
 # ------------------------------------------------------------------------------------------------------ coarse to fine

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,8 +106,8 @@ def _sketched(model: nn.Module, graph: Graph, made: Plan) -> nn.Module:
     return result
 
 
-def _write(tensor: nn.Parameter, dim: int, positions: Sequence, kept: Tensor) -> None:
-    index = torch.as_tensor(positions).to(tensor.device)
+def _write(tensor: nn.Parameter, dim: int, positions: np.ndarray, kept: Tensor) -> None:
+    index = torch.from_numpy(positions).to(tensor.device)
     with torch.no_grad():
         rows = tensor.movedim(dim, 0)
         shape = rows.shape[1:]
