@@ -34,6 +34,8 @@ _HOMES = {
     "load": "surgery",
     "to_json": "surgery",
     "from_json": "surgery",
+    "sparsify_language": "language",
+    "perplexity": "language",
     "evaluate": "evaluation",
     "run": "pipeline",
 }
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from .criteria import CRITERIA, check_criterion, score
     from .evaluation import evaluate
     from .graph import blocks, trace
+    from .language import perplexity, sparsify_language
     from .pipeline import run
     from .statistics import collect
     from .surgery import (
@@ -77,6 +80,8 @@ __all__ = [
     "sparsify",
     "Sparsified",
     "GradualPruner",
+    "sparsify_language",
+    "perplexity",
     "evaluate",
     "save",
     "load",
