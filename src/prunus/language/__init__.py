@@ -1,14 +1,25 @@
 """Language models block by block: one transformer block, its inputs and its outputs; prune, mend, go on."""
 
 from .block import BlockOptions, BlockResult, WeightResult, outlier_share, prune_block
+from .budget import StreamPlan
+from .calibration import calibration_tokens
+from .checkpoint import Checkpoint, open_checkpoint
 from .perplexity import Protocol, perplexity, windows
 from .sparsify import OWL, SparsifiedLanguage, sparsify_language
 from .stack import BlockCall, calls_of, find_blocks
+from .streaming import Machine, Streamed, stream
 
 __all__ = [
     "sparsify_language",
     "SparsifiedLanguage",
     "OWL",
+    "stream",
+    "Machine",
+    "Streamed",
+    "StreamPlan",
+    "calibration_tokens",
+    "Checkpoint",
+    "open_checkpoint",
     "perplexity",
     "Protocol",
     "windows",

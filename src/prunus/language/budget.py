@@ -1,0 +1,284 @@
+"""What streaming a checkpoint will take, said before it starts: memory, disk and time; and how it is made to fit."""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BudgetError, InputError
+from ..evaluation.memory import LiveTensors
+from ..layerwise import output_error, solver_of
+from ..statistics.linear_inputs import LinearInputs, Moments
+from .block import BlockOptions
+from .checkpoint import DTYPES, Checkpoint, Entry
+from .shards import CHUNK
+from .skeleton import Call, Skeleton
+
+SLACK = 1.15
+"""Factor on what was counted: workspaces inside operators and the allocator's own loss are not seen."""
+
+PROBE = 256
+"""Rows and columns of the matrix on which a solver's memory and time are measured."""
+
+DISK_RATE = 300e6
+"""Bytes each second that are assumed for reading, writing and checksums."""
+
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What a run will take.
+
+    Attributes:
+        blocks: how many there are.
+        parameters: in one block.
+        samples, length, hidden: of the calibration tokens and the hidden states.
+        batch: sequences that pass a block together.
+        dtype: in which is computed, as torch names it.
+        peak: bytes of resident memory at the most, of the whole process.
+        parts: bytes by what they are for; those of the stages "embedding" and "block" do not stand at the same time.
+        disk: bytes that the run needs on the disk, hidden states included.
+        output: bytes of the finished checkpoint.
+        seconds: from the first block to the last.
+        notes: what was changed to fit, and what the numbers rest on.
+    """
+
+    blocks: int
+    parameters: int
+    samples: int
+    length: int
+    hidden: int
+    batch: int
+    dtype: str
+    peak: int
+    parts: dict[str, int]
+    disk: int
+    output: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.blocks} blocks of {self.parameters:,} parameters in {self.dtype}; {self.samples} sequences of "
+            f"{self.length} tokens, {self.batch} at a time",
+            f"memory {shown(self.peak)} ({', '.join(f'{name} {shown(size)}' for name, size in self.parts.items())})",
+            f"disk   {shown(self.disk)}, of which the result {shown(self.output)}",
+            f"time   about {self.seconds:,.0f} s",
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+def shown(size: float) -> str:
+    """Bytes as a person reads them.
+
+    >>> shown(512), shown(1_500_000), shown(3.2e9)
+    ('512 B', '1.5 MB', '3.20 GB')
+    """
+    if size < 1e3:
+        return f"{size:.0f} B"
+    if size < 1e9:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB"
+
+
+def bytes_of(given: int | str | None) -> int | None:
+    """Memory as a number of bytes or a text with a unit.
+
+    Raises:
+        InputError: neither.
+
+    >>> bytes_of("6GB"), bytes_of("512MiB"), bytes_of(None)
+    (6000000000, 536870912, None)
+    """
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
+        return given
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(given))
+    if isinstance(given, bool) or match is None or match[2].upper() not in _UNITS or not float(match[1]):
+        raise InputError(f"max_ram={given!r}: give bytes, or text such as '6GB' or '512MiB'")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the plan is made from.
+
+    Attributes:
+        checkpoint, skeleton, options: what is pruned, and how.
+        call: of the first block.
+        samples, length, hidden: of the hidden states.
+        dtype: in which is computed.
+        embedding: bytes of what the model reads before its first block.
+    """
+
+    checkpoint: Checkpoint
+    skeleton: Skeleton
+    options: BlockOptions
+    call: Call
+    samples: int
+    length: int
+    hidden: int
+    dtype: torch.dtype
+    embedding: int
+
+
+def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = None) -> StreamPlan:
+    """Count memory and disk, estimate the time, and choose how many sequences pass a block together.
+
+    Memory is what the process holds now, one block, what its forward pass and statistics keep alive (followed on the
+    meta device, operator by operator), and what the solver needs for the largest matrix (measured on a small one).
+
+    Args:
+        need: the run.
+        batch: sequences at a time; None takes as many as fit into `max_ram`, eight at the most.
+        max_ram: bytes that the process may come to hold.
+
+    Raises:
+        BudgetError: it cannot be done in `max_ram`; says what it takes at the least.
+    """
+    base = resident()
+    memory, per_entry = _solver_costs(need)
+    sizes = [batch] if batch is not None else [size for size in (8, 4, 2, 1) if size <= need.samples] or [1]
+    plan = None
+    for size in sizes:
+        try:
+            plan = _plan(need, size, base, memory, per_entry)
+        except RuntimeError:
+            if size == sizes[-1]:
+                raise
+            continue  # what the block is called with does not fit several sequences at a time
+        if max_ram is None or plan.peak <= max_ram:
+            fitted = max_ram is not None and size < sizes[0]
+            note = (f"batch {size} instead of {sizes[0]}, to fit into {shown(max_ram or 0)}",) if fitted else ()
+            return replace(plan, notes=(*plan.notes, *note))
+    assert plan is not None  # sizes is never empty
+    parts = ", ".join(f"{name} {shown(part)}" for name, part in plan.parts.items())
+    raise BudgetError(
+        f"max_ram={shown(max_ram or 0)}: streaming this checkpoint takes {shown(plan.peak)} with {plan.batch} "
+        f"sequence(s) of {plan.length} tokens at a time ({parts}). Give that much, or shorter sequences"
+    )
+
+
+def _plan(need: Need, batch: int, base: int, solver: float, seconds_per_entry: float) -> StreamPlan:
+    skeleton, stored = need.skeleton, need.checkpoint.entries
+    in_block = [stored[name] for name in skeleton.tensors(0).values()]
+    parameters = sum(entry.numel for entry in in_block)
+    block = sum(stored[name].numel for name in skeleton.tensors(0).values()) * need.dtype.itemsize
+    matrices = [entry for entry in in_block if len(entry.shape) == 2]
+    widest = max((max(entry.numel, entry.shape[1] ** 2 if _full(need) else 0) for entry in matrices), default=0)
+    activations = need.samples * need.length * need.hidden * need.dtype.itemsize
+    passing, kept = forward_bytes(need, batch)
+    converted = max((_converting(entry, need.dtype) for entry in in_block), default=0)
+    working = max(kept + solver * widest + parameters, passing, converted)
+    parts = {
+        "process": base,
+        "embedding": int(2 * need.embedding * SLACK),
+        "block": int((block + working) * SLACK),
+    }
+    peak = base + max(parts["embedding"], parts["block"], CHUNK)
+    passes = 1 if need.options.propagate == "dense" else 2
+    rate = matmul_rate(need.dtype)
+    tokens = need.samples * need.length
+    compute = 2 * passes * parameters * tokens / rate
+    longest = max((entry.shape[1] for entry in matrices), default=0)
+    solving = parameters * seconds_per_entry * (max(1.0, longest / PROBE) if _full(need) else 1)
+    traffic = 2 * need.checkpoint.bytes + len(skeleton) * (passes + 2) * activations
+    return StreamPlan(
+        blocks=len(skeleton),
+        parameters=parameters,
+        samples=need.samples,
+        length=need.length,
+        hidden=need.hidden,
+        batch=batch,
+        dtype=str(need.dtype).removeprefix("torch."),
+        peak=peak,
+        parts=parts,
+        disk=need.checkpoint.bytes + 2 * activations,
+        output=need.checkpoint.bytes,
+        seconds=len(skeleton) * (compute + solving) + traffic / DISK_RATE,
+        notes=(
+            f"time from {rate / 1e9:.3g} GFLOP/s and the solver's time on a {PROBE} x {PROBE} matrix, both measured "
+            f"now, and an assumed {DISK_RATE / 1e6:.0f} MB/s",
+        ),
+    )
+
+
+def _converting(entry: Entry, dtype: torch.dtype) -> int:
+    """Bytes while a stored tensor becomes one of another dtype."""
+    return entry.bytes + (0 if DTYPES[entry.dtype] == dtype else entry.numel * dtype.itemsize)
+
+
+def _full(need: Need) -> bool:
+    return solver_of(need.options.method).reads == "matrix"
+
+
+def resident() -> int:
+    """Bytes of resident memory of this process; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
+    except (OSError, StopIteration):
+        return 0
+
+
+def forward_bytes(need: Need, batch: int) -> tuple[int, int]:
+    """(most bytes alive while sequences pass a block, bytes of statistics that stay), followed on the meta device."""
+    block = copy.deepcopy(need.skeleton.list[0]).to("meta").to(need.dtype)
+    layers = {name: module for name, module in block.named_modules() if _is_matrix(module)}
+    reads = solver_of(need.options.method).reads
+    reader = LinearInputs(layers, full=reads == "matrix")
+    call = need.call.to("meta")
+    hidden = torch.empty(batch, need.length, need.hidden, dtype=need.dtype, device="meta")
+    with torch.no_grad(), LiveTensors([hidden]) as live:
+        if reads == "nothing":
+            call.run(block, hidden)
+        else:
+            with reader.watching():
+                call.run(block, hidden)
+        kept = live.live
+        peak = live.peak
+    return peak + 2 * hidden.numel() * hidden.element_size(), kept
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+
+
+def _solver_costs(need: Need) -> tuple[float, float]:
+    """(bytes alive, seconds) for each entry of a matrix."""
+    solver, target = solver_of(need.options.method), need.options.target
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(PROBE, PROBE, generator=generator).to(need.dtype)
+    inputs = torch.randn(2 * PROBE, PROBE, generator=generator)
+    second = inputs.T @ inputs / len(inputs) if solver.reads == "matrix" else None
+    moments: Any = Moments(len(inputs), inputs.mean(0), inputs.square().mean(0), second)
+    given = None if solver.reads == "nothing" else moments
+
+    def solve() -> None:
+        solved = solver.solve(weight, given, target, solver.settings_of(need.options.settings))
+        if given is not None:
+            output_error(weight, solved.weight, given.square if given.second is None else given.second)
+
+    with torch.no_grad():
+        with LiveTensors([weight]) as live:
+            solve()
+        start = time.perf_counter()
+        solve()
+        return live.peak / weight.numel(), (time.perf_counter() - start) / weight.numel()
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Floating point operations each second of a product of matrices, measured now."""
+    left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    left @ right
+    start = time.perf_counter()
+    left @ right
+    return 2 * 256 * 1024 * 1024 / max(time.perf_counter() - start, 1e-9)
