@@ -19,11 +19,6 @@ from prunus.language.manifest import FILE
 from prunus.language.skeleton import Recorder, find_blocks
 from prunus.language.streaming import Machine, prune_blocks, stream
 
-try:
-    import torchvision  # noqa: F401
-except Exception:  # one built for another torch lacks its operators, and transformers asks for two of them
-    for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 transformers: Any = pytest.importorskip("transformers")
 
 TEXT = {
