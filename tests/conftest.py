@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,17 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+if importlib.util.find_spec("torchvision") is not None:
+    # transformers and torchmetrics import it. A wheel built for another torch lacks its operators and does not import
+    # until the schemas of two of them are there.
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for _operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{_operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+        for _name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[_name]
 
 # One thread per worker: sums are then the same from run to run, and parallel workers do not fight for cores.
 torch.set_num_threads(1)

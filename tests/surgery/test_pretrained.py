@@ -11,11 +11,6 @@ from torch import nn
 import prunus
 from prunus.surgery.pretrained import construction_of, is_pretrained, opening, settings_of
 
-try:
-    import torchvision  # pyright: ignore[reportMissingImports]  # noqa: F401
-except Exception:  # one built for another torch lacks its operators, and transformers asks for two of them
-    for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 transformers: Any = pytest.importorskip("transformers")
 
 IDS = torch.arange(3, 23).reshape(2, 10)
