@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prunus
 from prunus.errors import PrunusError
 from prunus.graph.outputs import held
+from prunus.surgery.parametrized import with_permanent
 
 Row = dict[str, Any]
 
@@ -160,7 +161,7 @@ def _unlike(expected: list[Tensor], smaller: nn.Module, inputs: Any) -> str:
 
 def _masked_error(model: nn.Module, result: prunus.Pruned[nn.Module], inputs: Any) -> tuple[float | None, str]:
     """Largest relative difference between the cut and the masked dense model, and what is wrong with it."""
-    masked, cut = copy.deepcopy(model).double(), copy.deepcopy(result.model).double()
+    masked, cut = with_permanent(model, result.plan.permanent).double(), copy.deepcopy(result.model).double()
     tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(masked.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for removed in result.plan.tensors:

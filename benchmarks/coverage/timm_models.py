@@ -65,17 +65,18 @@ IMAGE_SIZE: dict[int, str] = {
     128: """
         pit_ti_224 pit_ti_distilled_224 coat_lite_tiny coat_tiny mvitv2_tiny sequencer2d_s maxvit_pico_rw_256
         maxvit_rmlp_pico_rw_256 maxxvit_rmlp_nano_rw_256 coatnet_pico_rw_224 coatnet_nano_rw_224 coatnet_0_224
-        coatnet_rmlp_nano_rw_224 coatnext_nano_rw_224 maxvit_tiny_tf_224 hiera_tiny_224 hieradet_small
-        sam2_hiera_tiny nest_tiny naflexvit_base_patch16_gap
-        qwen3_vit_88m gemma4_vit_167m deepseek_vit_412m
+        coatnet_rmlp_nano_rw_224 coatnext_nano_rw_224 maxvit_tiny_tf_224 hiera_tiny_224
+        nest_tiny naflexvit_base_patch16_gap
+        qwen3_vit_88m gemma4_vit_167m
         """,
+    112: "deepseek_vit_412m",
 }
 """`img_size=` -> networks that are built for one size."""
 
 OWN_SIZE: dict[int, str] = {
     224: """
         crossvit_tiny_240 crossvit_9_dagger_240 efficientformer_l1 efficientformerv2_s0 efficientvit_m0 levit_128s
-        levit_conv_128s gcvit_xxtiny tiny_vit_5m_224
+        levit_conv_128s gcvit_xxtiny tiny_vit_5m_224 hieradet_small sam2_hiera_tiny
         """,
     256: "botnet26t_256 eca_botnext26ts_256 sehalonet33ts lambda_resnet26rpt_256",
 }
