@@ -226,7 +226,7 @@ def _child(given: argparse.Namespace) -> int:
 def _provide_operators() -> None:
     """transformers imports torchvision where it is installed, and one built for another torch lacks its operators."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # pyright: ignore[reportMissingImports]  # noqa: F401
     except ImportError:
         return
     except RuntimeError:
@@ -244,7 +244,7 @@ def _in_memory(
     prune_blocks(model, tokens, options, batch=min(8, given.samples))
     seconds = time.perf_counter() - start
     peak = _peak()
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.to(dtype=torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportCallIssue]
     return {"seconds": seconds, "peak_rss": peak}
 
 

@@ -175,7 +175,7 @@ def _indexed(path: Path) -> dict[str, Entry]:
 def _filled(entry: Entry, shape: tuple[int, ...], offset: int) -> Tensor:
     tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
     if tensor.numel():
-        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
         with entry.file.open("rb", buffering=0) as file:
             file.seek(offset)
             while view:

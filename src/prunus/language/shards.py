@@ -78,4 +78,5 @@ def _pieces(given: Tensor | Entry) -> Iterator[Any]:
                 left -= len(piece)
                 yield piece
     elif given.numel():
-        yield memoryview(given.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        raw = given.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        yield memoryview(raw)  # pyright: ignore[reportArgumentType]

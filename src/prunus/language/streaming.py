@@ -177,7 +177,8 @@ def stream(
     with recording(skeleton, checkpoint, dtype) as recorder:
         hidden = recorder(ids[:1])
         calls, held = recorder.calls, skeleton.held()
-    need = Need(checkpoint, skeleton, chosen[0], calls[0], *ids.shape, hidden.shape[-1], dtype, held)
+    samples, length = ids.shape
+    need = Need(checkpoint, skeleton, chosen[0], calls[0], samples, length, hidden.shape[-1], dtype, held)
     plan = plan_stream(need, batch=manifest.plan["batch"] if manifest else machine.batch, max_ram=limit)
     say(str(plan))
     if manifest is None:
@@ -185,7 +186,7 @@ def stream(
         (path / WORK).mkdir(parents=True, exist_ok=True)
         manifest = Manifest(run, dataclasses.asdict(plan))
         manifest.write(path)
-    states = _Buffers(path / WORK, (*ids.shape, hidden.shape[-1]), dtype)
+    states = _Buffers(path / WORK, (samples, length, hidden.shape[-1]), dtype)
     if not manifest.embedded:
         with recording(skeleton, checkpoint, dtype) as recorder:
             _embed(recorder, ids, states)
