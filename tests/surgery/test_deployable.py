@@ -96,14 +96,18 @@ def test_ten_steps_lower_the_loss(cut: tuple[Any, Tensor]):
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
+def _backward_in_parallel(model: nn.Module, inputs: Tensor) -> None:
+    """The wrapper is gone on return: one that outlives its process group may wait for that group's threads for ever."""
+    nn.parallel.DistributedDataParallel(model)(inputs).square().sum().backward()
+
+
 def test_distributed_data_parallel_gives_the_same_gradients(cut: tuple[Any, Tensor], tmp_path: Any):
     model, inputs = cut[0].model, cut[1]
     plain = copy.deepcopy(model)
     plain(inputs).square().sum().backward()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        wrapped(inputs).square().sum().backward()
+        _backward_in_parallel(model, inputs)
     finally:
         torch.distributed.destroy_process_group()
     for ours, theirs in zip(model.parameters(), plain.parameters()):
