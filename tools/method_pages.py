@@ -1,0 +1,255 @@
+"""Write docs/methods/: one page per method from its card and what was measured, and the table of them all.
+
+    python tools/method_pages.py [--folder docs/methods] [--check]
+
+What was measured comes from the files in benchmarks/results/ that exist. `--check` writes nothing and fails where a
+page is not what the cards say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.criteria import criterion_of
+from prunus.evaluation.significance import wilson
+from prunus.methods import Card, methods
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "docs" / "methods"
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+Row = Mapping[str, Any]
+
+SPECIFICATION = {
+    "verified": "checked against the authors' code",
+    "standard": "standard knowledge of the paper",
+    "abstract": "from the paper's abstract only; the details are ours",
+    "reconstructed": "our reading of what a survey says of it; details may differ from the paper",
+}
+ENTRY = {
+    "criterion": "a criterion of `prunus.prune`",
+    "sparsify": "a criterion of `prunus.sparsify`",
+    "method": "a whole procedure",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the benchmarks found: rows of the trained CIFAR-10 ResNet-20, and of a small network on digits."""
+
+    cifar: Sequence[Row] = ()
+    digits: Sequence[Row] = ()
+
+
+# -------------------------------------------------------------------------------------------------------------- pages
+
+
+def pages(measured: Measured) -> dict[str, str]:
+    """File name -> text, of every page and of the table."""
+    texts = {f"{card.id}.md": page(card, measured) for card in methods().values()}
+    return {"README.md": index(list(methods().values())), **texts}
+
+
+def page(card: Card, measured: Measured) -> str:
+    """The page of one method."""
+    facts = [
+        ("removes", card.level),
+        ("when", card.when),
+        ("rate", card.rate),
+        ("selection", card.selection),
+        ("reads", ", ".join(("weights", *card.needs))),
+        ("here it is", ENTRY[card.entry]),
+        ("definition", f"{card.specification}: {SPECIFICATION[card.specification]}"),
+    ]
+    parts = [
+        f"# {card.id}",
+        f"{card.title}. {card.paper}.",
+        table(("", ""), facts),
+        "## How it decides",
+        f"```text\n{card.formula}\n```",
+        *([f"Cost: {card.cost}."] if card.cost else []),
+        *([f"Departures and choices: {card.departures}."] if card.departures else []),
+        "## How to call it",
+        f"<!-- not run: model, data and config are yours -->\n```python\n{card.how}\n```",
+        *_documentation(card),
+        "## Measured here",
+        *_evidence(card, measured),
+        "[All methods](README.md)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def index(cards: Sequence[Card]) -> str:
+    """The taxonomy of all methods."""
+    counts = ", ".join(f"{sum(card.specification == kind for card in cards)} {kind}" for kind in SPECIFICATION)
+    rows = [
+        (
+            f"[{card.id}]({card.id}.md)",
+            card.level,
+            card.when,
+            card.rate,
+            card.selection,
+            ", ".join(card.needs) or "weights",
+            card.specification,
+            card.paper.partition(";")[0],
+        )
+        for card in cards
+    ]
+    parts = [
+        "# Methods of the literature",
+        f"{len(cards)} methods; `prunus methods` prints this table, filtered with `--where level=filter`, and "
+        "`prunus methods NAME` one method. All of them run. Generated from the cards by `tools/method_pages.py`.",
+        f"How sure a definition is ({counts}): "
+        + "; ".join(f"*{kind}*, {what}" for kind, what in SPECIFICATION.items())
+        + ".",
+        table(("method", "removes", "when", "rate", "selection", "reads", "definition", "authors"), rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _documentation(card: Card) -> Iterable[str]:
+    """What the function's own text says: arguments, what is returned, choices."""
+    function: Callable[..., Any] = card.run or criterion_of(card.id).function
+    text = inspect.getdoc(function)
+    if text:
+        yield f"`{function.__module__}.{function.__name__}`:"
+        yield f"```text\n{text}\n```"
+
+
+def _evidence(card: Card, measured: Measured) -> Iterable[str]:
+    found = [*([f"{card.evidence}."] if card.evidence else []), *_on_cifar(card, measured), *_on_digits(card, measured)]
+    return found or ["No measurement of it is recorded here."]
+
+
+# ----------------------------------------------------------------------------------------------------------- measured
+
+
+def _on_cifar(card: Card, measured: Measured) -> Iterable[str]:
+    """The method beside random and the magnitude under the same budgets."""
+    own = [row for row in measured.cifar if row["method"] in _names(card)]
+    if not own:
+        return
+    kinds = {row["kind"] for row in own}
+    others = [r for r in measured.cifar if r["kind"] in kinds and r["method"] in BASELINES and r not in own]
+    budgets = {row["budget"] for row in own}
+    grouped: dict[tuple[Any, ...], list[Row]] = {}
+    for row in (*own, *(row for row in others if row["budget"] in budgets)):
+        grouped.setdefault((row["budget"], row["recovered"], row["method"]), []).append(row)
+    yield "The trained CIFAR-10 ResNet-20, all methods with the same budget and effort:"
+    yield table(
+        ("budget", "recovery", "method", "test accuracy", "interval", "parameters", "MACs", "zeros"),
+        [
+            (str(budget), "short" if recovered else "none", f"`{name}`", *_summary(rows))
+            for (budget, recovered, name), rows in sorted(grouped.items(), key=lambda item: str(item[0]))
+        ],
+    )
+
+
+BASELINES = ("random", "l1_norm", "l2_norm", "random_weight", "magnitude")
+"""What every method is held against."""
+
+
+SIZES = ("params", "macs")
+
+
+def _names(card: Card) -> tuple[str, ...]:
+    return (card.id,) if card.entry == "method" else (card.id, criterion_of(card.id).name)
+
+
+def _summary(rows: Sequence[Row]) -> tuple[str, ...]:
+    accuracy = statistics.mean(row["accuracy"] for row in rows)
+    low, high = (statistics.mean(row[end] for row in rows) for end in ("low", "high"))
+    seeds = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
+    return (
+        f"{accuracy:.2%}{seeds}",
+        f"{low:.2%} to {high:.2%}",
+        *(f"{rows[0][key]:,}" if isinstance(rows[0][key], int) else f"{rows[0][key]:.3g}" for key in SIZES),
+        f"{rows[0]['sparsity']:.1%}",
+    )
+
+
+DIGITS = """A small residual network on scikit-learn's 8×8 digits, called as above, beside the same network pruned at \
+random to the same size (or the same zeros) and trained for as long; {n} test images in {seeds} runs together, so that \
+differences below some two points say nothing (`benchmarks/digits_methods.py`):"""
+
+
+def _on_digits(card: Card, measured: Measured) -> Iterable[str]:
+    """The call of the card, run, beside a random control of the same size."""
+    rows = [row for row in measured.digits if row["method"] == card.id and "error" not in row]
+    if not rows:
+        return
+    total = sum(row["images"] for row in rows)
+    yield DIGITS.format(n=f"{total:,}", seeds=len(rows))
+    shown = []
+    for label, key in ((f"`{card.id}`", "correct"), ("random", "control")):
+        if any(row[key] is None for row in rows):
+            continue
+        right = sum(row[key] for row in rows)
+        interval = wilson(right, total)
+        shown.append((label, f"{right / total:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", *_size(rows)))
+    right = sum(row["dense"] for row in rows)
+    interval = wilson(right, total)
+    shown.append(("dense", f"{right / total:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", "100%", "100%", "0%"))
+    yield table(("", "accuracy", "95% interval", "parameters", "MACs", "zeros"), shown)
+
+
+def _size(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(f"{statistics.mean(row[key] for row in rows):.0%}" for key in ("params", "macs", "sparsity"))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def read(folder: Path = RESULTS) -> Measured:
+    """The results that there are."""
+    return Measured(_lines(folder / "methods.jsonl"), _lines(folder / "digits_methods.jsonl"))
+
+
+def _lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def differences(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+    """What is not as the cards say."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    return [
+        *(f"{name} is missing or old" for name, text in wanted.items() if there.get(name) != text),
+        *(f"{name} belongs to no method" for name in sorted(there.keys() - wanted.keys())),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is old")
+    options = parser.parse_args()
+    wanted = pages(read())
+    if options.check:
+        found = differences(options.folder, wanted)
+        print("\n".join(found) or f"{len(wanted)} pages are as the cards say")
+        return int(bool(found))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for old in options.folder.glob("*.md"):
+        if old.name not in wanted:
+            old.unlink()
+    for name, text in wanted.items():
+        (options.folder / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
