@@ -66,6 +66,13 @@ def test_zeroed_units_put_out_zeros_and_open_gates_are_what_is_left():
     assert [place.tensor for place in readers_of(graph.group("0"))] == ["3.weight"]
 
 
+def test_a_smaller_batch_counts_for_its_examples_only():
+    model, x, y = network(), torch.randn(7, 1, 6, 6), torch.randint(0, 3, (7,))
+    graph = prunus.trace(model, INPUTS)
+    whole, parts = (unit_changes(model, graph, zip(x.split(sizes), y.split(sizes))) for sizes in ([7], [5, 1, 1]))
+    assert all(torch.allclose(value, parts[group], atol=1e-6) for group, value in whole.items())
+
+
 def test_no_batches_is_an_error():
     model = network()
     with pytest.raises(InputError, match="no batches"):

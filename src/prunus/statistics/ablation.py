@@ -67,7 +67,7 @@ def unit_changes(
 
     Returns:
         Group name -> (units,) in float64: measure without the unit minus measure of the whole network, each the mean
-        over the batches.
+        over the batches, which count by their examples.
 
     Raises:
         InputError: there are no batches.
@@ -79,8 +79,11 @@ def unit_changes(
     wanted = {group.name for group in graph.groups} if groups is None else set(groups)
     tensors = dict(model.named_parameters(remove_duplicate=False))
 
+    sizes = [len(target) if isinstance(target, Tensor) and target.dim() else 1 for _, target in held]
+
     def value() -> float:
-        return sum(float(of(model(inputs), target)) for inputs, target in held) / len(held)
+        sums = (size * float(of(model(inputs), target)) for size, (inputs, target) in zip(sizes, held))
+        return sum(sums) / max(sum(sizes), 1)
 
     changes = {}
     with preserved(model), torch.no_grad():
