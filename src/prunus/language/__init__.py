@@ -8,6 +8,7 @@ from .perplexity import Protocol, perplexity, windows
 from .sparsify import OWL, SparsifiedLanguage, sparsify_language
 from .stack import BlockCall, calls_of, find_blocks
 from .streaming import Machine, Streamed, stream
+from .tokens import TokenSplit, token_loss
 
 __all__ = [
     "sparsify_language",
@@ -23,6 +24,8 @@ __all__ = [
     "perplexity",
     "Protocol",
     "windows",
+    "TokenSplit",
+    "token_loss",
     "prune_block",
     "outlier_share",
     "BlockOptions",

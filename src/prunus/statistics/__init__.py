@@ -4,7 +4,7 @@ from .ablation import loss_change, unit_changes
 from .accumulators import ACCUMULATORS, NEED_GRAPH
 from .collect import NOT_COLLECTED, collect
 from .curvature import hessian_diagonal
-from .influence import block_influence
+from .influence import angular_distances, block_influence
 from .initialisation import gradient_flow, synaptic_gradient
 from .inputs import INPUT_ACCUMULATORS
 from .map_accumulators import MAP_ACCUMULATORS
@@ -17,6 +17,7 @@ __all__ = [
     "propagated_importance",
     "relevance",
     "unit_changes",
+    "angular_distances",
     "block_influence",
     "collect",
     "gradient_flow",
