@@ -27,8 +27,9 @@ RATIO = 0.5
 ENOUGH = 0.35
 """Share of the parameters that must be gone for a network to count as pruned."""
 
-TOLERANCE = 1e-6
-"""Largest difference in float64 between cut and masked network, relative to the largest output."""
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""Largest difference between cut and masked network, relative to the largest output, in the type that they are compared
+in: float32 only where an operator of the dense network takes no float64."""
 
 
 def with_prunus(case: Case) -> Row:
@@ -161,19 +162,32 @@ def _unlike(expected: list[Tensor], smaller: nn.Module, inputs: Any) -> str:
 
 def _masked_error(model: nn.Module, result: prunus.Pruned[nn.Module], inputs: Any) -> tuple[float | None, str]:
     """Largest relative difference between the cut and the masked dense model, and what is wrong with it."""
-    masked, cut = with_permanent(model, result.plan.permanent).double(), copy.deepcopy(result.model).double()
-    tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(masked.named_buffers(remove_duplicate=False))
+    for dtype, tolerance in TOLERANCES.items():
+        convert = nn.Module.double if dtype is torch.float64 else nn.Module.float  # complex weights stay complex
+        dense = with_permanent(model, result.plan.permanent)
+        masked, cut = (convert(copy.deepcopy(m)) for m in (dense, result.model))
+        _mask(masked, result.plan)
+        given = tree_map_only(Tensor, lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t, inputs)
+        with _default(dtype):
+            try:
+                expected = outputs(masked, given)
+            except Exception:  # an operator or a constant of another type
+                continue
+            return _largest(expected, outputs(cut, given), tolerance)
+    return None, ""
+
+
+def _mask(model: nn.Module, plan: prunus.Plan) -> None:
+    """Zeros in the place of everything that the plan removes."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
-        for removed in result.plan.tensors:
+        for removed in plan.tensors:
             gone = sorted(set(range(removed.size)) - set(removed.keep))
             tensors[removed.tensor].index_fill_(removed.dim, torch.tensor(gone, dtype=torch.long), 0)
-    double = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
-    with _float64():
-        try:
-            expected = outputs(masked, double)
-        except Exception:  # a constant that stays float32: nothing to compare with
-            return None, ""
-        got = outputs(cut, double)
+
+
+def _largest(expected: list[Tensor], got: list[Tensor], tolerance: float) -> tuple[float | None, str]:
+    """The largest relative difference, None where nothing can be compared, and what is wrong; "" when nothing is."""
     worst, compared = 0.0, False
     for want, have in zip(expected, got):
         if not want.is_floating_point() or not want.numel():
@@ -186,7 +200,7 @@ def _masked_error(model: nn.Module, result: prunus.Pruned[nn.Module], inputs: An
         worst = max(worst, (want - have).abs().max().item() / largest)
     if not compared:
         return None, ""
-    return worst, "" if worst <= TOLERANCE else f"differs from the masked model by {worst:.2g} of the largest output"
+    return worst, "" if worst <= tolerance else f"differs from the masked model by {worst:.2g} of the largest output"
 
 
 def _varies(output: Tensor) -> bool:
@@ -198,9 +212,9 @@ def _varies(output: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _float64() -> Iterator[None]:
+def _default(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:

@@ -185,3 +185,28 @@ def test_chunks_that_do_not_come_out_even_stay_whole_and_say_why():
     assert not graph.groups
     reasons = {refusal.what: refusal.reason for refusal in graph.unprunable}
     assert "chunk" in reasons["first.weight dimension 0 (10)"]
+
+
+class Chooser(nn.Module):
+    """The position of the largest of some units says which row of a table is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.vote, self.table, self.head = (
+            nn.Linear(6, 12),
+            nn.Linear(12, 8),
+            nn.Embedding(8, 10),
+            nn.Linear(10, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        votes = self.vote(torch.relu(self.stem(x)))
+        best, place = votes.max(-1)
+        return self.head(torch.relu(self.table(place)) * best[:, None]) + votes.argmax(-1, keepdim=True)
+
+
+def test_positions_of_the_largest_entry_are_not_renumbered():
+    result = halved(Chooser(), torch.randn(16, 6, dtype=torch.float64))
+    assert result.model.vote.weight.shape == (8, 6)
+    assert result.model.table.weight.shape == (8, 5)
+    assert any("position of its largest" in r.reason for r in result.refused)

@@ -14,6 +14,7 @@ from math import gcd
 
 from .algebra import AxisAlgebra, Reason
 from .provenance import Arithmetic, Equation, FromAttribute, FromAxis, Literal, Tree
+from .recorder import Multiple
 
 Polynomial = dict[tuple[int, ...], int]
 """monomial (sorted variables, with repetition) -> coefficient; the empty monomial is the constant."""
@@ -137,8 +138,7 @@ class _Solver:
         self.solution.steps[first] = {atom: self.algebra.size(atom) // total for atom in members}
         for atom in members:
             self.class_of[atom] = first
-        where = f"{equation.source} in {equation.module or 'the model'}"
-        self.solution.reasons[first] = f"{equation.text} ({where})"
+        self.explain(first, equation)
         if total == 1:
             self.freeze_class(first, equation)
 
@@ -162,6 +162,32 @@ class _Solver:
             size = {v: min(self.algebra.size(a) for a in self.solution.steps[v]) for v in crowded}
             self.freeze_class(min(crowded, key=lambda v: (size[v], v)), equation)
         return True
+
+    def widen(self, multiple: Multiple) -> None:
+        """Let classes shrink in longer steps, or not at all, so that an axis stays a multiple of a number."""
+        equation = Equation(multiple.node, Literal(0), multiple.text, multiple.module, multiple.source)
+        while wrong := [(m, multiple.of // gcd(c, multiple.of)) for m, c in self.count(multiple.node).items() if m]:
+            monomial, factor = max(wrong, key=lambda term: term[1])
+            if factor == 1:
+                return
+            fitting = [v for v in monomial if self.steps_of(v) % factor == 0]
+            if not fitting:
+                self.freeze_class(monomial[0], equation)
+                continue
+            chosen = max(fitting, key=lambda v: (self.steps_of(v), v))
+            members = self.solution.steps[chosen]
+            self.solution.steps[chosen] = {atom: step * factor for atom, step in members.items()}
+            self.explain(chosen, equation)
+
+    def steps_of(self, chosen: int) -> int:
+        """How many steps a class is made of."""
+        atom, step = next(iter(self.solution.steps[chosen].items()))
+        return self.algebra.size(atom) // step
+
+    def explain(self, chosen: int, equation: Equation) -> None:
+        """Note which demand shaped a class."""
+        where = f"{equation.source} in {equation.module or 'the model'}"
+        self.solution.reasons[chosen] = f"{equation.text} ({where})"
 
     def step(self, equation: Equation, patient: bool) -> bool:
         """Look at one equation; True if something changed."""
@@ -189,8 +215,9 @@ def _attributes(tree: Tree) -> set[tuple[str, str]]:
     return _attributes(tree.left) | _attributes(tree.right) if isinstance(tree, Arithmetic) else set()
 
 
-def solve(algebra: AxisAlgebra, equations: Iterable[Equation]) -> Solution:
-    """Meet all equations; iterated to a fixed point, since an attribute found late bears on earlier equations."""
+def solve(algebra: AxisAlgebra, equations: Iterable[Equation], multiples: Iterable[Multiple] = ()) -> Solution:
+    """Meet all equations; iterated to a fixed point, since an attribute found late bears on earlier equations. Then
+    classes take steps that keep the multiples."""
     solver = _Solver(algebra)
     work = list({(algebra.find(e.node), e.tree): e for e in equations}.values())
     while True:
@@ -201,8 +228,11 @@ def solve(algebra: AxisAlgebra, equations: Iterable[Equation]) -> Solution:
         every = set().union(*(_attributes(e.tree) for e in work)) if work else set()
         open_ones = every - set(solver.solution.attributes) - solver.constants
         if not open_ones:
-            return solver.solution
+            break
         solver.constants |= open_ones
+    for multiple in multiples:
+        solver.widen(multiple)
+    return solver.solution
 
 
 def proportional(steps: Mapping[int, int]) -> bool:

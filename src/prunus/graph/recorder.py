@@ -106,6 +106,17 @@ class Named:
     roles: dict[int, Role] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Multiple:
+    """The size of an axis must stay a multiple of a number."""
+
+    node: int
+    of: int
+    text: str
+    module: str
+    source: str
+
+
 Rule = Callable[["Recorder", Any, tuple, dict, Any], None]
 
 
@@ -135,6 +146,7 @@ class Recorder(TorchDispatchMode):
         self._loose: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self._stacked: dict[int, tuple[int, tuple[tuple[int, ...], ...]]] = {}
         self.equal_counts: list[tuple[int, int]] = []
+        self.multiples: list[Multiple] = []
         self._pending: list[tuple[int, tuple[int, ...]]] = []
         self._reduces: list[tuple[int, int]] = []
         self._weight = ""
@@ -296,9 +308,19 @@ class Recorder(TorchDispatchMode):
         """Count coefficient * product of sizes multiply-accumulates for the present call."""
         self._pending.append((coefficient, tuple(nodes)))
 
+    def multiple(self, node: int, of: int, text: str) -> None:
+        """Say that the size of an axis has to stay a multiple of a number."""
+        if of > 1 and self.algebra.frozen(node) is None:
+            self.multiples.append(Multiple(node, of, text, self.stack.name, source_line()))
+
     # ---------------------------------------------------------------------------------------------------- dispatch
 
     _operator = ""
+
+    @property
+    def operator(self) -> str:
+        """Qualified name of the present call's operator."""
+        return self._operator
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

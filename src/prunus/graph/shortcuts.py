@@ -108,6 +108,18 @@ def _cat(args: tuple[Any, ...]) -> Tensor | None:
     return first.new_empty(shape)
 
 
+def _grouped_mm(args: tuple[Any, ...]) -> Tensor | None:
+    """Rows in groups times a matrix per group. On meta tensors torch takes half precision only, its kernels others."""
+    if len(args) != 3 or not isinstance(args[2], Tensor):
+        return None
+    rows, matrices, _ = args
+    if rows.dim() != 2 or matrices.dim() != 3 or not _plain(rows) or matrices.dtype is not rows.dtype:
+        return None
+    aligned = all(n * rows.element_size() % 16 == 0 for n in matrices.shape[1:])
+    fits = matrices.is_meta and rows.shape[1] == matrices.shape[1]
+    return rows.new_empty((rows.shape[0], matrices.shape[2])) if aligned and fits else None
+
+
 _aten = torch.ops.aten
 
 SHORTCUTS: dict[Any, Shortcut] = {
@@ -127,3 +139,5 @@ SHORTCUTS: dict[Any, Shortcut] = {
     _aten.native_layer_norm.default: _layer_norm,
     _aten.cat.default: _cat,
 }
+if hasattr(_aten, "_grouped_mm"):  # newer torch
+    SHORTCUTS[_aten._grouped_mm.default] = _grouped_mm

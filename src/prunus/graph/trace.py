@@ -214,7 +214,7 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any, constructio
     _adopt_orphans(recorder)
     _freeze_orphans(recorder)
     built_with = construction_equations(construction, recorder) if construction else ()
-    solution = solve(algebra, [*recording.equations, *built_with])
+    solution = solve(algebra, [*recording.equations, *built_with], recorder.multiples)
     _tag_factors(recorder, recording.factors, solution)
     names = _name_atoms(recorder)
     axis = _Converter(recorder, names)

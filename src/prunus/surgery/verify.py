@@ -25,6 +25,7 @@ from . import tensors
 from .examples import batches, example_of, untouched_randomness
 from .operators import Recorder, check_shapes
 from .parametrized import rescaled_lengths
+from .precision import AnyPrecision
 from .reference import NotUnderstood, ReadConstants, Restrict, not_understood, watched
 from .routing import RouterMode
 
@@ -297,7 +298,7 @@ def converted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _run(model: nn.Module, example: Any, dtype: torch.dtype) -> list[_Leaf]:
-    with untouched_randomness(model), torch.no_grad():
+    with untouched_randomness(model), torch.no_grad(), AnyPrecision():
         torch.manual_seed(0)
         output = example_inputs.call(model, tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), example))
     return [_Leaf(*leaf) for leaf in leaves_of(output)]

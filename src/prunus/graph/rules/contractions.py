@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..recorder import Recorder, Rule
+from ..recorder import Recorder, Rule, argument
 
 
 def contract(
@@ -136,8 +136,51 @@ def attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
             recorder.set(other, [recorder.fixed(size) for size in other.shape])
 
 
+def grouped(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Products of groups of rows with a matrix each, as experts make them: (S, k) times (E, k, n), where the first
+    `offsets[0]` rows belong to the first matrix and so on. Offsets may also divide the columns of a second matrix, or
+    what is summed over; without offsets it is a batch of products."""
+    left, right = args[:2]
+    offsets, bias = argument(args, kwargs, 2, "offs"), argument(args, kwargs, 3, "bias")
+    algebra = recorder.algebra
+    a, b = recorder.axes(left), recorder.axes(right)
+    algebra.unify(a[-1], b[-2])
+    lead: tuple[int, ...] = ()
+    if left.dim() == right.dim() == 3:
+        algebra.unify(a[0], b[0])
+        lead = (a[0],)
+    elif left.dim() == right.dim() == 2:
+        recorder.freeze(a[-1], "offsets divide it into groups")
+        lead = (recorder.axes(offsets)[0],)
+    else:
+        stacked, divided = (b[0], a[0]) if left.dim() == 2 else (a[0], b[-1])
+        algebra.unify(stacked, recorder.axes(offsets)[0])
+        recorder.freeze(divided, "offsets divide it into groups")
+    for tensor, inner, outer in ((right, right.dim() - 2, right.dim() - 1), (left, left.dim() - 1, left.dim() - 2)):
+        recorder.role(tensor, inner, "in")
+        recorder.role(tensor, outer, "out")
+    if bias is not None:
+        algebra.unify(recorder.axes(bias)[-1], b[-1])
+        recorder.role(bias, bias.dim() - 1, "shift")
+    for axis in (a[-1], b[-1]):
+        recorder.multiple(axis, _aligned(algebra.size(axis), left.element_size()), ROWS_OF_16_BYTES)
+    recorder.multiply_add(1, (*(lead if left.dim() == right.dim() == 3 else ()), a[-2], a[-1], b[-1]))
+    recorder.set(out, (*lead, a[-2], b[-1]))
+
+
+ROWS_OF_16_BYTES = "kernels of grouped matrix products take rows of whole 16 bytes"
+
+
+def _aligned(size: int, itemsize: int) -> int:
+    """How many numbers at a time an axis may lose: those of 16 bytes, and those that 16 bytes hold in half precision
+    where the axis is made of such already, so that the model may be converted to it."""
+    return max(n for n in (1, 16 // itemsize, 8) if size % n == 0)
+
+
 RULES: dict[str, Rule] = {
     "aten::mm": mm,
+    "aten::_grouped_mm": grouped,
+    "transformers::grouped_mm_fallback": grouped,
     "aten::bmm": bmm,
     "aten::matmul": mm,
     "aten::addmm": addmm,

@@ -19,6 +19,9 @@ def _reduce(recorder: Recorder, source: Tensor, dims: list[int], keepdim: bool, 
     ]
     for tensor in outputs:
         recorder.set(tensor, kept)
+        if not (tensor.is_floating_point() or tensor.is_complex()) and recorder.operator in _POSITIONS:
+            whole = recorder.algebra.product([axes[d] for d in sorted(chosen) if d < len(axes)])
+            recorder.picked(tensor, whole, "the position of its largest or smallest entry is used")
 
 
 def reduce(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -38,9 +41,12 @@ def softmax(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     recorder.set(out, axes)
 
 
+_POSITIONS = frozenset(f"aten::{name}" for name in "argmax argmin max min median nanmedian".split())
+"""What they give as integers are positions, which are others once some positions are gone."""
+
 _REDUCTIONS = (
     "sum mean var std var_mean std_mean amax amin max min aminmax argmax argmin prod norm linalg_vector_norm logsumexp "
-    "any all median nansum count_nonzero"
+    "any all median nanmedian nansum count_nonzero"
 ).split()
 
 RULES: dict[str, Rule] = {

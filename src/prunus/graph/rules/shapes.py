@@ -154,9 +154,8 @@ def sliced(recorder: Recorder, axis: int, start: int, stop: int, step: int) -> i
     length = max(0, -(-(stop - start) // step))
     if algebra.frozen(axis) is not None:
         return recorder.fixed(length)
-    middle = algebra.cut(algebra.cut(axis, stop)[0], start)[1]
     if step == 1:
-        return middle
+        return algebra.cut(algebra.cut(axis, stop)[0], start)[1]
     if start < step and stop == size and size % step == 0:
         outer, inner = algebra.split_product(axis, size // step)
         recorder.freeze(inner, f"every {step}th position of it is taken")
