@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..allocation import plan
+from ..allocation.uniform import uniform as coupled_by_kind
 from ..errors import InputError
 from ..graph import trace
 from ..language.tokens import ClassesSecond, token_loss
@@ -131,9 +132,9 @@ def graph_of(task: Task, *, uniform: bool = False) -> Graph:
     model's config can give."""
     if not uniform:
         return trace(task.model, task.example_inputs, keep=task.keep)
-    from ..allocation.uniform import uniform as coupled
-
-    return coupled(trace(task.model, task.example_inputs, keep=task.keep, construction=construction_of(task.model)))
+    return coupled_by_kind(
+        trace(task.model, task.example_inputs, keep=task.keep, construction=construction_of(task.model))
+    )
 
 
 def units_of(graph: Graph, kinds: Iterable[str], method: str) -> tuple[Group, ...]:
