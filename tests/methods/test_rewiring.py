@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from prunus import methods
 from prunus.masks import attach, masks_of
 from prunus.methods.masked import stored
-from prunus.methods.rewiring import Rewiring
+from prunus.methods.rewiring import Rewiring, SoftRewiring
 from prunus.surgery.sparsify import sparsify
 
 from .digits import accuracy, at, load_digits, network, task, zeros
@@ -50,23 +52,49 @@ def test_the_step_of_the_paper_on_one_weight_each():
 
 
 def test_without_force_and_noise_nothing_is_rewired():
+    for kind, more in ((Rewiring, {}), (SoftRewiring, {"floor": -0.1})):
+        model = sparse_model()
+        before = masks_of(model)["0.weight"].clone()
+        rewiring = kind(model, l1=0.0, temperature=0.0, seed=0, **more)
+        for _ in range(5):
+            rewiring.step(0.0)
+        assert torch.equal(masks_of(model)["0.weight"], before)
+        assert rewiring.rewired == 0
+
+
+def test_soft_connections_come_back_by_noise_alone_and_a_force_thins_them_out():
     model = sparse_model()
-    before = masks_of(model)["0.weight"].clone()
-    rewiring = Rewiring(model, l1=0.0, temperature=0.0, seed=0)
-    for _ in range(5):
-        rewiring.step(0.0)
-    assert torch.equal(masks_of(model)["0.weight"], before)
-    assert rewiring.rewired == 0
+    noisy = SoftRewiring(model, l1=0.0, temperature=0.01, seed=0, floor=-0.05)
+    for _ in range(20):
+        noisy.step(0.1)
+    assert noisy.rewired > 0
+    assert float(noisy.theta["0.weight"].min()) >= -0.05 - 1e-7
+    model = sparse_model()
+    cold = SoftRewiring(model, l1=5.0, temperature=0.0, seed=0, floor=-0.05)
+    for _ in range(20):
+        cold.step(0.1)
+    assert not masks_of(model)["0.weight"].any()
 
 
-def test_it_learns_digits_with_few_connections_better_than_fixed_random_ones(digits):
+@pytest.mark.parametrize("name", ["deep_rewiring", "soft_deep_rewiring"])
+def test_it_learns_digits_with_few_connections_better_than_as_many_fixed_random_ones(digits, name):
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    options = {"l1": 1e-3, "temperature": 1e-6}
     given = task(digits, model, amount=0.95, training=at(epochs=25, lr=0.5))
-    outcome = methods.run("deep_rewiring", given, **options)
+    outcome = methods.run(name, given, l1=1e-3, temperature=1e-6)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    fixed = methods.run("deep_rewiring", given, l1=0.0, temperature=0.0)
     assert outcome.history[-1]["rewired"] > 50
-    assert zeros(outcome) == pytest.approx(0.95, abs=2e-3)
+    if name == "deep_rewiring":
+        assert zeros(outcome) == pytest.approx(0.95, abs=2e-3)
+    as_many = replace(given, amount=zeros(outcome))
+    fixed = methods.run("deep_rewiring", as_many, l1=0.0, temperature=0.0)
+    assert zeros(fixed) == pytest.approx(zeros(outcome), abs=2e-3)
     assert accuracy(outcome.model, digits) > accuracy(fixed.model, digits) + 0.02
+
+
+def test_the_force_decides_how_many_soft_connections_there_are_in_the_end(digits):
+    given = task(digits, network(), amount=0.95, training=at(epochs=8, lr=0.5))
+    few, many = (
+        methods.run("soft_deep_rewiring", given, l1=l1, temperature=1e-6).history[-1]["density"] for l1 in (5e-3, 1e-4)
+    )
+    assert 0 < few < many < 1

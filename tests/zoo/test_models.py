@@ -150,6 +150,8 @@ def test_a_padded_shortcut_follows_its_attributes():
         ("mobilenet_v1", {"width": 0.25}, (3, 32, 32), 10),
         ("lenet300", {"inputs": 12, "hidden": (5, 4)}, (3, 2, 2), 10),
         ("lenet5", {"channels": (2, 3), "hidden": 4, "in_channels": 3}, (3, 28, 28), 10),
+        ("lenet5", {"size": 16}, (1, 16, 16), 10),
+        ("lenet5", {"size": 19}, (1, 19, 19), 10),
     ],
 )
 def test_other_forms_run(name, arguments, shape, classes):
@@ -165,6 +167,8 @@ def test_wrong_names_and_arguments_say_what_is_known():
         build("densenet40", depth=41)
     with pytest.raises(InputError, match="shortcut='B'"):
         build("resnet20", widths=(64, 32, 16))
+    with pytest.raises(InputError, match="size=15 must be 16"):
+        build("lenet5", size=15)
     with pytest.raises(UnknownNameError, match="known: 11, 16, 19"):
         VGG(13)
 

@@ -40,6 +40,7 @@ class Card:
         departures: where this implementation differs from the paper, and choices that the paper leaves open.
         evidence: what was measured here, negative results included.
         run: of a whole method: `run(task, **options) -> Outcome`.
+        aliases: other names that the literature has for it; it answers to them as well.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Card:
     departures: str = ""
     evidence: str = ""
     run: Callable[..., Any] | None = None
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         empty = [f.name for f in fields(self) if f.name in ("id", "title", "paper", "how", "formula")]

@@ -363,6 +363,7 @@ CARDS = (
         cost="one pass, a PLS per block whose features are held in memory, one fine-tuning",
         departures="blocks that can be bypassed go and the head stays, instead of cutting off and a new head",
         run=discriminative_layer_pruning,
+        aliases=("layer_pls",),
     ),
     _card(
         id="layer_imprint",

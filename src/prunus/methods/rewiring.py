@@ -65,6 +65,36 @@ class Rewiring:
                 self.rewired += missing
 
 
+class SoftRewiring(Rewiring):
+    """Dormant connections go on moving by noise, and become active when they cross zero; their number is free.
+
+    Args:
+        floor: least theta of a dormant connection, below 0.
+    """
+
+    def __init__(self, model: nn.Module, *, l1: float, temperature: float, seed: int, floor: float) -> None:
+        super().__init__(model, l1=l1, temperature=temperature, seed=seed)
+        self.floor = floor
+        self.theta = {}
+        for name, mask in self.masks.items():
+            weight = stored(model, name).detach()
+            below = floor * torch.rand(weight.shape, generator=self.generator).to(weight)
+            self.theta[name] = torch.where(mask, weight.abs(), below)
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """After a gradient step with learning rate `rate` on the active connections."""
+        for name, mask in self.masks.items():
+            weight, signs = stored(self.model, name), self.signs[name]
+            theta = torch.where(mask, weight * signs - rate * self.l1, self.theta[name])
+            theta = (theta + self.noise(weight, rate)).clamp_min(self.floor)
+            active = theta >= 0
+            self.rewired += int((active & ~mask).sum())
+            self.theta[name] = theta
+            mask.copy_(active)
+            weight.copy_(torch.where(active, theta * signs, 0.0))
+
+
 def _start(task: Task, method: str, l1: float, temperature: float, scope: str) -> nn.Module:
     check_range(method, "l1", l1, 0.0, 1e3)
     check_range(method, "temperature", temperature, 0.0, 1e3)
@@ -117,7 +147,25 @@ def deep_rewiring(task: Task, *, l1: float = 1e-4, temperature: float = 1e-7, sc
     return _run(task, network, Rewiring(network, l1=l1, temperature=temperature, seed=task.seed))
 
 
-def _card(name: str, formula: str, specification: Any, departures: str, run: Any) -> Card:
+def soft_deep_rewiring(
+    task: Task, *, l1: float = 1e-4, temperature: float = 1e-7, floor: float = -0.02, scope: str = "layer"
+) -> Outcome:
+    """`deep_rewiring` with dormant connections that walk at random and come back when they cross zero.
+
+    Args:
+        task, l1, temperature, scope: as there, but the sparsity is only that of the start: the force of `l1` and the
+            noise decide how many connections are active later.
+        floor: least parameter of a dormant connection, below 0; the higher, the sooner it is back.
+
+    Source: Bellec, Kappel, Maass, Legenstein, ICLR 2018, arXiv:1711.05136. The floor, and where dormant connections
+    start (evenly between floor and zero), are our choice.
+    """
+    check_range("soft_deep_rewiring", "floor", floor, -1e3, -1e-12)
+    network = _start(task, "soft_deep_rewiring", l1, temperature, scope)
+    return _run(task, network, SoftRewiring(network, l1=l1, temperature=temperature, seed=task.seed, floor=floor))
+
+
+def _card(name: str, formula: str, specification: Any, departures: str, run: Any, evidence: str = "") -> Card:
     return Card(
         id=name,
         title="Deep Rewiring: Training very sparse deep networks",
@@ -133,6 +181,7 @@ def _card(name: str, formula: str, specification: Any, departures: str, run: Any
         formula=formula,
         cost="one training; random numbers for every weight at each step",
         departures=departures,
+        evidence=evidence,
         run=run,
     )
 
@@ -144,5 +193,14 @@ CARDS = (
         "verified",
         "plain SGD without momentum; noise as in the paper, where the authors' code multiplies it by eta; K per layer",
         deep_rewiring,
+    ),
+    _card(
+        "soft_deep_rewiring",
+        "as deep_rewiring; dormant theta walks by noise above a floor and is active again from 0 on",
+        "standard",
+        "the floor and the start of dormant connections are ours; plain SGD without momentum",
+        soft_deep_rewiring,
+        "two-layer network on 800 digits, started with 5% of the weights, one seed: the density settled at 11% (l1 "
+        "1e-3) or 20% (l1 1e-4), with 83% and 86% of the test digits right; at 5%, deep_rewiring 72%, fixed random 25%",
     ),
 )

@@ -31,15 +31,27 @@ def methods() -> Mapping[str, Card]:
     return MappingProxyType(dict(sorted(found.items())))
 
 
+@cache
+def _aliases() -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for card in methods().values():
+        for alias in card.aliases:
+            if alias in methods() or alias in found:
+                raise InputError(f"{card.id!r} has the alias {alias!r}, which is another method's name")
+            found[alias] = card.id
+    return MappingProxyType(found)
+
+
 def card_of(name: str) -> Card:
-    """The card of a method.
+    """The card of a method, by its id or one of its aliases.
 
     Raises:
         UnknownNameError: there is none of that name.
     """
-    if name not in methods():
-        raise UnknownNameError.of("method", name, methods())
-    return methods()[name]
+    known = _aliases().get(name, name)
+    if known not in methods():
+        raise UnknownNameError.of("method", name, [*methods(), *_aliases()])
+    return methods()[known]
 
 
 def select(**wanted: str) -> list[Card]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 
 class LeNet300100(nn.Module):
     """Two hidden layers of 300 and 100 units on 28x28 grey pixels.
@@ -42,19 +44,31 @@ class LeNet5(nn.Module):
         hidden: Width of the hidden layer.
         in_channels: Channels of the images.
         classes: Number of outputs.
+        size: Side of the images, 28 in Caffe, at least 16; convolutions and pooling leave (size - 12) // 4 of it.
+
+    Raises:
+        InputError: `size` leaves nothing after the second pooling.
     """
 
     def __init__(
-        self, channels: tuple[int, int] = (20, 50), hidden: int = 500, in_channels: int = 1, classes: int = 10
+        self,
+        channels: tuple[int, int] = (20, 50),
+        hidden: int = 500,
+        in_channels: int = 1,
+        classes: int = 10,
+        size: int = 28,
     ) -> None:
         super().__init__()
+        if size < 16:
+            raise InputError(f"LeNet5: size={size} must be 16 or more: two 5x5 convolutions, each pooled by 2")
+        side = (size - 12) // 4
         self.conv1 = nn.Conv2d(in_channels, channels[0], 5)
         self.conv2 = nn.Conv2d(channels[0], channels[1], 5)
-        self.fc1 = nn.Linear(channels[1] * 4 * 4, hidden)
+        self.fc1 = nn.Linear(channels[1] * side * side, hidden)
         self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 28, 28) images to (N, classes) logits."""
+        """(N, C, size, size) images to (N, classes) logits."""
         x = F.max_pool2d(self.conv1(x), 2)
         x = F.max_pool2d(self.conv2(x), 2)
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
