@@ -176,9 +176,13 @@ def _summary(rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-DIGITS = """A small residual network on scikit-learn's 8×8 digits, called as above, beside the same network pruned at \
-random to the same size (or the same zeros) and trained for as long; {n} test images in {seeds} runs together, so that \
-differences below some two points say nothing (`benchmarks/digits_methods.py`):"""
+DIGITS = """Called as above on a small residual network and scikit-learn's 8×8 digits, {effort}, beside the same \
+network pruned at random to the same size (or the same zeros) with the same effort; {n} test images in {seeds} runs \
+together (`benchmarks/digits_methods.py`; {note}):"""
+UNTRAINED = "without any training: only batch norms were measured anew"
+TRAINED = "in {epochs} epochs from a {start} network"
+HARD = "right after the cut, when differences are large"
+EASY = "an easy task, on which most networks come back, so that differences of some two points say nothing"
 
 
 def _on_digits(card: Card, measured: Measured) -> Iterable[str]:
@@ -187,18 +191,20 @@ def _on_digits(card: Card, measured: Measured) -> Iterable[str]:
     if not rows:
         return
     total = sum(row["images"] for row in rows)
-    yield DIGITS.format(n=f"{total:,}", seeds=len(rows))
+    bare = rows[0]["epochs"] == 0
+    effort = UNTRAINED if bare else TRAINED.format(**rows[0])
+    yield DIGITS.format(n=f"{total:,}", seeds=len(rows), effort=effort, note=HARD if bare else EASY)
     shown = []
-    for label, key in ((f"`{card.id}`", "correct"), ("random", "control")):
-        if any(row[key] is None for row in rows):
-            continue
-        right = sum(row[key] for row in rows)
-        interval = wilson(right, total)
-        shown.append((label, f"{right / total:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", *_size(rows)))
-    right = sum(row["dense"] for row in rows)
-    interval = wilson(right, total)
-    shown.append(("dense", f"{right / total:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", "100%", "100%", "0%"))
+    for label, key, size in ((f"`{card.id}`", "correct", _size(rows)), ("random", "control", _size(rows))):
+        if all(row[key] is not None for row in rows):
+            shown.append((label, *_share(sum(row[key] for row in rows), total), *size))
+    shown.append(("dense", *_share(sum(row["dense"] for row in rows), total), "100%", "100%", "0%"))
     yield table(("", "accuracy", "95% interval", "parameters", "MACs", "zeros"), shown)
+
+
+def _share(right: float, total: int) -> tuple[str, str]:
+    interval = wilson(round(right), total)  # the mean of several draws need not be whole
+    return f"{right / total:.1%}", f"{interval.low:.1%} to {interval.high:.1%}"
 
 
 def _size(rows: Sequence[Row]) -> tuple[str, ...]:

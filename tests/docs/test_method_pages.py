@@ -73,7 +73,17 @@ def test_the_measured_table_holds_the_method_beside_the_baselines_of_its_kind_an
 
 
 def test_digits_are_pooled_over_the_runs_and_failed_runs_are_left_out():
-    ran = {"method": "sfp", "images": 100, "dense": 99, "params": 0.5, "macs": 0.5, "sparsity": 0.0, "notes": []}
+    ran = {
+        "method": "sfp",
+        "epochs": 3,
+        "start": "fresh",
+        "images": 100,
+        "dense": 99,
+        "params": 0.5,
+        "macs": 0.5,
+        "sparsity": 0.0,
+        "notes": [],
+    }
     rows = [
         {**ran, "seed": 0, "correct": 90, "control": 80},
         {**ran, "seed": 1, "correct": 96, "control": 84},
@@ -82,6 +92,7 @@ def test_digits_are_pooled_over_the_runs_and_failed_runs_are_left_out():
     text = pages.page(methods()["sfp"], pages.Measured(digits=rows))
     assert "| `sfp` | 93.0% | 88.6% to 95.8% | 50% | 50% | 0% |" in text
     assert "| random | 82.0% | 76.1% to 86.7% |" in text
+    assert "in 3 epochs from a fresh network" in text
 
 
 def test_what_a_card_says_of_measurements_stands_on_its_page_and_its_absence_is_said():
