@@ -27,11 +27,12 @@ from typing import Any
 
 import torch
 
+from prunus.language import prune_blocks
 from prunus.language.block import BlockOptions
 from prunus.language.checkpoint import INDEX, open_checkpoint
 from prunus.language.manifest import FILE
 from prunus.language.shards import write_json, write_shard
-from prunus.language.streaming import Machine, prune_blocks, stream
+from prunus.language.streaming import Machine, stream
 
 RESULTS = Path(__file__).resolve().parent / "results" / "language_scale.json"
 

@@ -14,10 +14,11 @@ from prunus.errors import BudgetError, InputError, StoredFileError
 from prunus.language import streaming
 from prunus.language.block import BlockOptions
 from prunus.language.budget import bytes_of
+from prunus.language.chain import Chain
 from prunus.language.checkpoint import open_checkpoint
+from prunus.language.in_memory import prune_blocks
 from prunus.language.manifest import FILE
-from prunus.language.skeleton import Recorder, find_blocks
-from prunus.language.streaming import Machine, prune_blocks, stream
+from prunus.language.streaming import Machine, stream
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -129,26 +130,28 @@ def test_streaming_equals_pruning_in_memory(family, tmp_path):
         assert torch.equal(opened[name], tensor), name
 
 
-@pytest.mark.parametrize("broken", ["shard", "outputs"])
-def test_a_run_broken_off_goes_on_to_the_same_bytes(saved, tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize(
+    ("where", "name", "afterwards"),
+    [(streaming, "write_shard", False), (Chain, "prune", True), (streaming, "_one_block", True)],
+    ids=["before the shard", "after the outputs", "before the manifest"],
+)
+def test_a_run_broken_off_goes_on_to_the_same_bytes(saved, tmp_path, monkeypatch, where, name, afterwards):
     stream(saved, IDS, tmp_path / "whole", HALF, say=quiet)
-    calls = {"shard": ("write_shard", 2), "outputs": ("advance", 1)}
-    name, after = calls[broken]
-    real, count = getattr(streaming, name), 0
+    real, count = getattr(where, name), 0
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
         count += 1
-        if count > after:
-            if broken == "outputs":
-                real(*args, **kwargs)  # the outputs of the block are there, its shard is not
+        if count > 1:
+            if afterwards:
+                real(*args, **kwargs)
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(streaming, name, failing)
+    monkeypatch.setattr(where, name, failing)
     with pytest.raises(KeyboardInterrupt):
         stream(saved, IDS, tmp_path / "out", HALF, say=quiet)
-    monkeypatch.setattr(streaming, name, real)
+    monkeypatch.setattr(where, name, real)
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()  # not taken for a model yet
     result = stream(saved, IDS, tmp_path / "out", HALF, say=quiet)
     assert result.resumed == 1
@@ -231,60 +234,3 @@ def test_memory_texts():
     for wrong in ("six", "6XB", True, 0, -1):
         with pytest.raises(InputError, match="max_ram"):
             bytes_of(wrong)
-
-
-class Chain(nn.Module):
-    """Takes ids, embeds them, and hands them through blocks in a way that the subclass may spoil."""
-
-    def __init__(self, spoil: str = "") -> None:
-        super().__init__()
-        self.spoil = spoil
-        self.embed = nn.Embedding(60, 8)
-        self.blocks = nn.ModuleList(Part() for _ in range(3))
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden = self.embed(input_ids)
-        for block in self.blocks[: 2 if self.spoil == "count" else 3]:
-            if self.spoil == "between":
-                hidden = hidden * 2
-            hidden = block(hidden, shift=input_ids[..., None].float() if self.spoil == "text" else torch.ones(1))
-        return hidden
-
-
-class Part(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, hidden: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        return hidden + self.linear(hidden) * shift
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"), [("between", "does more before block"), ("text", "depend on the text"), ("count", "2 of its 3")]
-)
-def test_what_is_no_chain_of_blocks_is_refused_and_left_as_it_was(spoil, says):
-    model = Chain(spoil)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(InputError, match=says):
-        prune_blocks(model, IDS, HALF)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert not any("forward" in vars(module) for module in model.modules())
-    assert model.training
-
-
-def test_any_chain_of_blocks_will_do():
-    model = Chain()
-    with Recorder(model, model.blocks) as recorder:
-        assert torch.equal(recorder(IDS), model.embed(IDS))
-    results = prune_blocks(model, IDS, HALF, batch=2)
-    assert [result.weights[0].zeros for result in results] == [32, 32, 32]
-    assert all((block.linear.weight == 0).sum() == 32 for block in model.blocks)
-
-
-def test_two_stacks_or_none_are_refused():
-    with pytest.raises(InputError, match="no list of two or more blocks"):
-        find_blocks(nn.Linear(2, 2))
-    two = nn.ModuleDict({"encoder": nn.ModuleList(Part() for _ in range(2)), "decoder": Chain().blocks})
-    with pytest.raises(InputError, match=r"several stacks of blocks \(decoder, encoder\)"):
-        find_blocks(two)

@@ -1,11 +1,14 @@
 """Language models block by block: one transformer block, its inputs and its outputs; prune, mend, go on."""
 
+from .allocation import ERK, OWL, Sensitivity
 from .block import BlockOptions, BlockResult, WeightResult, outlier_share, prune_block
 from .budget import StreamPlan
 from .calibration import calibration_tokens
 from .checkpoint import Checkpoint, open_checkpoint
+from .in_memory import prune_blocks
 from .perplexity import Protocol, perplexity, windows
-from .sparsify import OWL, SparsifiedLanguage, sparsify_language
+from .processes import Processes
+from .sparsify import SparsifiedLanguage, sparsify_language
 from .stack import BlockCall, calls_of, find_blocks
 from .streaming import Machine, Streamed, stream
 from .tokens import TokenSplit, token_loss
@@ -13,7 +16,11 @@ from .tokens import TokenSplit, token_loss
 __all__ = [
     "sparsify_language",
     "SparsifiedLanguage",
+    "prune_blocks",
     "OWL",
+    "ERK",
+    "Sensitivity",
+    "Processes",
     "stream",
     "Machine",
     "Streamed",

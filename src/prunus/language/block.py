@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class BlockOptions:
         pattern: where the zeros may stand; None is the method's own ("row" for Wanda).
         settings: further arguments of the method, by name: those of its settings dataclass.
         keep: names or glob patterns of modules and tensors inside the block that stay dense.
+        by_weight: sparsity of single weights, by tensor name, instead of `sparsity`.
         propagate: what the block gives on: "pruned" its outputs after pruning (as published), "dense" those before, in
             one pass instead of two; then blocks do not depend on each other.
     """
@@ -50,6 +51,7 @@ class BlockOptions:
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     keep: tuple[str, ...] = ()
     propagate: Literal["pruned", "dense"] = "pruned"
+    by_weight: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def target(self) -> Target:
@@ -66,6 +68,10 @@ class BlockOptions:
         if pattern is None and not isinstance(self.sparsity, str):
             pattern = solver.pattern
         return Target.of(self.sparsity, pattern)
+
+    def target_of(self, weight: str) -> Target:
+        """What is wanted of one weight."""
+        return replace(self.target, sparsity=self.by_weight.get(weight, self.target.sparsity))
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def first_output(block: nn.Module, hidden: Any) -> Tensor:
 
 def prune_block(
     block: nn.Module,
-    inputs: Iterable[Any],
+    inputs: Iterable[Any] | None,
     options: BlockOptions,
     *,
     run: Run = first_output,
@@ -131,7 +137,8 @@ def prune_block(
 
     Args:
         block: changed in place. Nothing is changed when an argument is wrong.
-        inputs: hidden states, chunk by chunk, or whatever `run` takes; iterated once or twice, in the same order.
+        inputs: hidden states, chunk by chunk, or whatever `run` takes; iterated once or twice, in the same order. None
+            where the method reads none: then the block is not run.
         options: method, sparsity, pattern.
         run: how the block is called.
         store: takes the outputs; None keeps them in the result.
@@ -145,6 +152,8 @@ def prune_block(
     """
     target, solver = options.target, solver_of(options.method)
     settings = solver.settings_of(options.settings)
+    if inputs is None and solver.reads != "nothing":
+        raise InputError(f"method {options.method!r} reads what the block is given: inputs must not be None")
     sites, left = sites_of(block, target, options.keep)
     outputs: list[Tensor] = []
     keep = store if store is not None else (lambda _, output: outputs.append(output))
@@ -152,7 +161,7 @@ def prune_block(
         layers = {site.module: block.get_submodule(site.module) for site in sites}
         reader = LinearInputs(layers, full=solver.reads == "matrix")
         early = keep if options.propagate == "dense" else None
-        if solver.reads != "nothing" or early is not None:
+        if inputs is not None and (solver.reads != "nothing" or early is not None):
             with reader.watching():
                 _pass(block, inputs, run, early, reader)
         moments = reader.moments(combine)
@@ -163,9 +172,10 @@ def prune_block(
                 left.append(Refusal(site.name, "it never ran on the calibration tokens", module=site.module))
                 continue
             shares = reader.shared.get(site.module, site.module)
-            result, masks[site.name] = _prune(block, site, known, (target, solver.solve, settings), shares)
+            wanted = options.target_of(site.name)
+            result, masks[site.name] = _prune(block, site, known, (wanted, solver.solve, settings), shares)
             results.append(result)
-        if early is None:
+        if inputs is not None and early is None:
             _pass(block, inputs, run, keep, reader)
     return BlockResult(outputs, tuple(results), masks, tuple(left))
 

@@ -19,7 +19,8 @@ from ..statistics.linear_inputs import LinearInputs, Moments
 from .block import BlockOptions
 from .checkpoint import DTYPES, Checkpoint, Entry
 from .shards import CHUNK
-from .skeleton import Call, Skeleton
+from .skeleton import Skeleton
+from .stack import BlockCall
 
 SLACK = 1.15
 """Factor on what was counted: workspaces inside operators and the allocator's own loss are not seen."""
@@ -112,21 +113,21 @@ class Need:
 
     Attributes:
         checkpoint, skeleton, options: what is pruned, and how.
-        call: of the first block.
-        samples, length, hidden: of the hidden states.
+        call: of the first block; None where no block is run.
+        shape: (samples, length, hidden) of the hidden states.
         dtype: in which is computed.
         embedding: bytes of what the model reads before its first block.
+        extra: passes through the blocks before the first one is pruned.
     """
 
     checkpoint: Checkpoint
     skeleton: Skeleton
     options: BlockOptions
-    call: Call
-    samples: int
-    length: int
-    hidden: int
+    call: BlockCall | None
+    shape: tuple[int, int, int]
     dtype: torch.dtype
     embedding: int
+    extra: int = 0
 
 
 def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = None) -> StreamPlan:
@@ -145,7 +146,7 @@ def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = N
     """
     base = resident()
     memory, per_entry = _solver_costs(need)
-    sizes = [batch] if batch is not None else [size for size in (8, 4, 2, 1) if size <= need.samples] or [1]
+    sizes = [batch] if batch is not None else [size for size in (8, 4, 2, 1) if size <= need.shape[0]] or [1]
     plan = None
     for size in sizes:
         try:
@@ -173,7 +174,8 @@ def _plan(need: Need, batch: int, base: int, solver: float, seconds_per_entry: f
     block = sum(stored[name].numel for name in skeleton.tensors(0).values()) * need.dtype.itemsize
     matrices = [entry for entry in in_block if len(entry.shape) == 2]
     widest = max((max(entry.numel, entry.shape[1] ** 2 if _full(need) else 0) for entry in matrices), default=0)
-    activations = need.samples * need.length * need.hidden * need.dtype.itemsize
+    samples, length, hidden = need.shape
+    activations = samples * length * hidden * need.dtype.itemsize
     passing, kept = forward_bytes(need, batch)
     converted = max((_converting(entry, need.dtype) for entry in in_block), default=0)
     working = max(kept + solver * widest + parameters, passing, converted)
@@ -183,19 +185,18 @@ def _plan(need: Need, batch: int, base: int, solver: float, seconds_per_entry: f
         "block": int((block + working) * SLACK),
     }
     peak = base + max(parts["embedding"], parts["block"], CHUNK)
-    passes = 1 if need.options.propagate == "dense" else 2
+    passes = need.extra + (1 if need.options.propagate == "dense" else 2)
     rate = matmul_rate(need.dtype)
-    tokens = need.samples * need.length
-    compute = 2 * passes * parameters * tokens / rate
+    compute = 2 * passes * parameters * samples * length / rate
     longest = max((entry.shape[1] for entry in matrices), default=0)
     solving = parameters * seconds_per_entry * (max(1.0, longest / PROBE) if _full(need) else 1)
     traffic = 2 * need.checkpoint.bytes + len(skeleton) * (passes + 2) * activations
     return StreamPlan(
         blocks=len(skeleton),
         parameters=parameters,
-        samples=need.samples,
-        length=need.length,
-        hidden=need.hidden,
+        samples=samples,
+        length=length,
+        hidden=hidden,
         batch=batch,
         dtype=str(need.dtype).removeprefix("torch."),
         peak=peak,
@@ -230,18 +231,20 @@ def resident() -> int:
 
 def forward_bytes(need: Need, batch: int) -> tuple[int, int]:
     """(most bytes alive while sequences pass a block, bytes of statistics that stay), followed on the meta device."""
-    block = copy.deepcopy(need.skeleton.list[0]).to("meta").to(need.dtype)
+    if need.call is None:
+        return 0, 0
+    block = copy.deepcopy(need.skeleton[0]).to("meta").to(need.dtype)
     layers = {name: module for name, module in block.named_modules() if _is_matrix(module)}
     reads = solver_of(need.options.method).reads
     reader = LinearInputs(layers, full=reads == "matrix")
     call = need.call.to("meta")
-    hidden = torch.empty(batch, need.length, need.hidden, dtype=need.dtype, device="meta")
+    hidden = torch.empty(batch, *need.shape[1:], dtype=need.dtype, device="meta")
     with torch.no_grad(), LiveTensors([hidden]) as live:
         if reads == "nothing":
-            call.run(block, hidden)
+            call(block, hidden)
         else:
             with reader.watching():
-                call.run(block, hidden)
+                call(block, hidden)
         kept = live.live
         peak = live.peak
     return peak + 2 * hidden.numel() * hidden.element_size(), kept

@@ -29,7 +29,8 @@ class Manifest:
     Attributes:
         run: what was asked: source, method, tokens; another run never goes on with this one's files.
         plan: memory, disk and time that were predicted, and how many sequences pass a block together.
-        embedded: the hidden states before the first block are on the disk.
+        embedded: the hidden states before the first block, and what lies outside the blocks, are on the disk.
+        chosen: sparsities of each block.
         blocks: of each finished block its file, size, checksum, seconds, weights, and what stayed dense.
         finished: the checkpoint is whole.
     """
@@ -37,6 +38,7 @@ class Manifest:
     run: dict[str, Any]
     plan: dict[str, Any] = field(default_factory=dict)
     embedded: bool = False
+    chosen: list[dict[str, Any]] = field(default_factory=list)
     blocks: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
     format: str = FORMAT
@@ -47,8 +49,21 @@ class Manifest:
         write_json(directory / FILE, dataclasses.asdict(self))
 
 
-def describe_run(checkpoint: Checkpoint, tokens: Tensor, options: Sequence[BlockOptions], dtype: str) -> dict[str, Any]:
+def describe_run(
+    checkpoint: Checkpoint, tokens: Tensor | None, options: Sequence[BlockOptions], rule: Any, dtype: str
+) -> dict[str, Any]:
     """What was asked, as JSON data: equal for equal runs."""
+    return {
+        **describe_source(checkpoint),
+        **describe_tokens(tokens),
+        "options": [_plain(one) for one in options],
+        "rule": None if rule is None else [type(rule).__name__, dataclasses.asdict(rule)],
+        "dtype": dtype,
+    }
+
+
+def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint, without reading its weights."""
     headers = [
         (name, entry.dtype, entry.shape, entry.offset, entry.file.name) for name, entry in checkpoint.entries.items()
     ]
@@ -58,10 +73,16 @@ def describe_run(checkpoint: Checkpoint, tokens: Tensor, options: Sequence[Block
         "config": sha256(checkpoint.directory / CONFIG),
         "headers": hashlib.sha256(repr(headers).encode()).hexdigest(),
         "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+    }
+
+
+def describe_tokens(tokens: Tensor | None) -> dict[str, Any]:
+    """Calibration tokens by their checksum."""
+    if tokens is None:
+        return {"tokens": None, "shape": None}
+    return {
         "tokens": hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest(),
         "shape": list(tokens.shape),
-        "options": [_plain(one) for one in options],
-        "dtype": dtype,
     }
 
 
@@ -69,13 +90,14 @@ def _plain(options: BlockOptions) -> dict[str, Any]:
     given = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(options)}
     given["settings"] = dict(given["settings"])
     given["keep"] = list(given["keep"])
+    given["by_weight"] = dict(given["by_weight"])
     if given["pattern"] is not None and not isinstance(given["pattern"], str):
         given["pattern"] = given["pattern"].name
     return given
 
 
-def resume(directory: Path, run: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of this very run, with its finished shards checked; None where the folder is empty or new.
+def resume(directory: Path, run: Mapping[str, Any]) -> Manifest:
+    """The manifest of this very run, with its finished shards checked; a new one where the folder is empty or new.
 
     Raises:
         InputError: the folder holds something else.
@@ -85,7 +107,7 @@ def resume(directory: Path, run: Mapping[str, Any]) -> Manifest | None:
     if not file.is_file():
         if directory.is_dir() and any(not one.name.startswith(".") for one in directory.iterdir()):
             raise InputError(f"out={str(directory)!r} holds other files; give a new or empty folder")
-        return None
+        return Manifest(dict(run))
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         found = Manifest(**data)

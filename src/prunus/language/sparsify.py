@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..allocation.outliers import owl
 from ..errors import InputError, UnknownNameError
 from ..evaluation.state import eval_mode
 from ..masks import Pattern, attach, finalize
 from ..surgery.sparsified import LayerSparsity, SparsityReport
 from ..types import Refusal
-from .block import BlockOptions, WeightResult, outlier_share, prune_block, sites_of
-from .stack import BlockCall, calls_of, find_blocks
+from .allocation import Rule, allocate, rule_of
+from .block import BlockOptions, BlockResult, WeightResult, sites_of
+from .in_memory import batches_of, chain_of
+from .processes import Processes
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-TOKENS_AT_ONCE = 4096
-"""Most tokens in one chunk, where the caller gives one tensor."""
-
 
 @dataclass(frozen=True)
-class OWL:
-    """Outlier-weighed sparsity by block. `multiple`: M, of the mean score, above which a score is an outlier;
-    `spread`: lambda, half the range of the sparsities."""
+class LanguageOptions:
+    """Further keywords of `sparsify_language`.
 
-    multiple: float = 5.0
-    spread: float = 0.08
+    Attributes:
+        propagate: "pruned", or "dense": blocks do not see each other's losses, in half the passes.
+        settings: further arguments of the method, for instance {"damping": 0.1}.
+        inplace: change `model` itself and save a copy; an error midway then leaves its first blocks pruned.
+        processes: how tokens and sums are shared among processes, such as `Processes()` under torch.distributed: each
+            one takes its part of the tokens, and all come to the same weights. None: this process alone.
+    """
+
+    propagate: str = "pruned"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inplace: bool = False
+    processes: Processes | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class SparsifiedLanguage(Generic[ModuleT]):
         report: sparsity by layer; `print(result.report)` shows a table.
         left: weights that stay dense, each with its reason.
         weights: what became of each weight: errors of its outputs, damping, whose statistics it shares.
-        sparsities: of each block by name, as asked for.
+        sparsities: of each block by name, as asked for; with "erk" that of its masked weights.
     """
 
     model: ModuleT
@@ -67,11 +74,9 @@ def sparsify_language(
     method: str = "wanda",
     sparsity: float | str = 0.5,
     pattern: str | Pattern | None = None,
-    allocation: str | OWL = "uniform",
+    allocation: str | Rule = "uniform",
     keep: Sequence[str] = (),
-    propagate: str = "pruned",
-    settings: Mapping[str, Any] | None = None,
-    inplace: bool = False,
+    **options: Any,
 ) -> SparsifiedLanguage[ModuleT]:
     """Prune the linear weights of a transformer's blocks one block after the other, on calibration tokens.
 
@@ -84,11 +89,10 @@ def sparsify_language(
         method: name in `prunus.layerwise.SOLVERS`: magnitude, wanda, ria, dsnot, sparsegpt, alps.
         sparsity: fraction of zeros in each linear weight, or N:M such as "2:4".
         pattern: None is the method's own: "row" for Wanda and DSnoT, "unstructured" (a whole matrix) for the others.
-        allocation: "uniform", "owl", or `OWL(...)` with other numbers: sparsity by block.
+        allocation: "uniform"; "owl" or "sensitivity": sparsity by block; "erk": by weight; or `OWL(...)`,
+            `Sensitivity(...)` with other numbers.
         keep: names or glob patterns, of whole blocks or of layers inside one ("*.down_proj"), that stay dense.
-        propagate: "pruned", or "dense": blocks do not see each other's losses, in half the passes.
-        settings: further arguments of the method, for instance {"damping": 0.1}.
-        inplace: change `model` itself and save a copy; an error midway then leaves its first blocks pruned.
+        options: propagate, settings, inplace, processes; see `LanguageOptions`.
 
     Returns:
         The model with masks, errors by weight, and what stayed dense.
@@ -98,30 +102,37 @@ def sparsify_language(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"sparsify_language: model must be a torch.nn.Module, got {type(model).__name__}")
-    options = BlockOptions(method, sparsity, pattern, dict(settings or {}), tuple(keep), propagate)  # type: ignore[arg-type]
-    target = options.target
-    rule = _allocation(allocation, sparsity)
-    batches = _batches(tokens, model)
-    target_model = model if inplace else copy.deepcopy(model)
-    with eval_mode(target_model), torch.no_grad():
-        names = find_blocks(target_model, batches[0][:1])
-        kept = _kept(target_model, names, keep)
-        for name in names:
-            sites_of(target_model.get_submodule(name), target)  # raises before anything is changed
-        calls, hidden = calls_of(target_model, names, batches)
-        shares = _owl(target_model, names, calls, hidden, rule, options) if rule else [target.sparsity] * len(names)
+    further = _further(options)
+    one = BlockOptions(method, sparsity, pattern, dict(further.settings), tuple(keep), further.propagate)  # type: ignore[arg-type]
+    target, rule, processes = one.target, rule_of(allocation, sparsity), further.processes
+    batches = batches_of(tokens if processes is None else processes.share(tokens), model)
+    chosen_model = model if further.inplace else copy.deepcopy(model)
+    with eval_mode(chosen_model), torch.no_grad():
+        chain = chain_of(chosen_model, batches, None if processes is None else processes.sum)
+        kept = _kept(chosen_model, chain.names, keep)
+        for name in chain.names:
+            sites_of(chosen_model.get_submodule(name), target)  # raises before anything is changed
+        wanted = allocate(chain, [replace(one, keep=kept[name]) for name in chain.names], rule)
         done = _Done()
-        for name, call, share in zip(names, calls, shares):
-            one = replace(options, sparsity=share) if rule else options
-            hidden = done.add(target_model, name, call, hidden, replace(one, keep=kept[name]))
+        for index, name in enumerate(chain.names):
+            done.add(name, chain.prune(index, wanted[index])[1])
     if not done.masks:
         raise InputError(f"sparsify_language: no weight could be pruned: {done.left[:3]}")
-    attach(target_model, done.masks)
-    entries = sum(parameter.numel() for parameter in target_model.parameters())
+    attach(chosen_model, done.masks)
+    entries = sum(parameter.numel() for parameter in chosen_model.parameters())
     report = SparsityReport(tuple(done.layers), entries, method)
-    return SparsifiedLanguage(
-        target_model, done.masks, report, tuple(done.left), tuple(done.weights), dict(zip(names, shares))
-    )
+    shares = {
+        name: done.sparsity(name) if one.by_weight else one.target.sparsity for name, one in zip(chain.names, wanted)
+    }
+    return SparsifiedLanguage(chosen_model, done.masks, report, tuple(done.left), tuple(done.weights), shares)
+
+
+def _further(given: Mapping[str, Any]) -> LanguageOptions:
+    known = [entry.name for entry in fields(LanguageOptions)]
+    for name in given:
+        if name not in known:
+            raise UnknownNameError.of("argument of sparsify_language", name, known)
+    return LanguageOptions(**given)
 
 
 class _Done:
@@ -133,10 +144,7 @@ class _Done:
         self.weights: list[WeightResult] = []
         self.left: list[Refusal] = []
 
-    def add(
-        self, model: nn.Module, name: str, call: BlockCall, hidden: Sequence[Tensor], options: BlockOptions
-    ) -> Sequence[Tensor]:
-        result = prune_block(model.get_submodule(name), hidden, options, run=call)
+    def add(self, name: str, result: BlockResult) -> None:
         for one in result.weights:
             full = f"{name}.{one.name}"
             self.weights.append(replace(one, name=full, shares=f"{name}.{one.shares}"))
@@ -144,7 +152,11 @@ class _Done:
             self.layers.append(LayerSparsity(full, shape, one.pattern, one.entries, one.zeros))
             self.masks[full] = result.masks[one.name]
         self.left += [replace(one, what=f"{name}.{one.what}", module=f"{name}.{one.module}") for one in result.left]
-        return result.outputs
+
+    def sparsity(self, name: str) -> float:
+        """Of the masked weights of one block."""
+        inside = [layer for layer in self.layers if layer.name.startswith(f"{name}.")]
+        return sum(layer.zeros for layer in inside) / max(1, sum(layer.entries for layer in inside))
 
 
 def _kept(model: nn.Module, names: Sequence[str], keep: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -172,46 +184,3 @@ def _kept(model: nn.Module, names: Sequence[str], keep: Sequence[str]) -> dict[s
 
 def _matches(pattern: str, *names: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def _allocation(given: str | OWL, sparsity: float | str) -> OWL | None:
-    if isinstance(given, str) and given not in ("uniform", "owl"):
-        raise UnknownNameError.of("allocation", given, ("uniform", "owl"))
-    rule = OWL() if given == "owl" else given if isinstance(given, OWL) else None
-    if rule is not None and isinstance(sparsity, str):
-        raise InputError(f"allocation='owl' gives each block its own sparsity, but {sparsity} fixes it: use 'uniform'")
-    return rule
-
-
-def _owl(
-    model: nn.Module,
-    names: Sequence[str],
-    calls: Sequence[BlockCall],
-    hidden: Sequence[Tensor],
-    rule: OWL,
-    options: BlockOptions,
-) -> list[float]:
-    """Sparsity by block, from a pass of the dense model."""
-    shares = []
-    for name, call in zip(names, calls):
-        outputs: list[Tensor] = []
-        take: Callable[[int, Tensor], None] = lambda _, output, to=outputs: to.append(output)  # noqa: E731
-        shares.append(outlier_share(model.get_submodule(name), hidden, rule.multiple, run=call, store=take))
-        hidden = outputs
-    return owl(shares, options.target.sparsity, rule.spread)
-
-
-def _batches(tokens: Tensor | Iterable[Tensor], model: nn.Module) -> list[Tensor]:
-    """Token ids in batches of one shape, on the model's device."""
-    if isinstance(tokens, Tensor):
-        if tokens.dim() != 2 or not tokens.numel():
-            raise InputError(f"tokens must be (samples, length) token ids, got shape {tuple(tokens.shape)}")
-        most = max(1, min(len(tokens), TOKENS_AT_ONCE // tokens.shape[1]))
-        size = next(size for size in range(most, 0, -1) if len(tokens) % size == 0)
-        tokens = tokens.split(size)
-    batches = list(tokens)
-    shapes = {tuple(batch.shape) for batch in batches}
-    if len(shapes) != 1:
-        raise InputError(f"tokens: batches must have one shape, got {sorted(shapes)}: cut the text to one length")
-    first = next(model.parameters())
-    return [batch.to(first.device) for batch in batches]

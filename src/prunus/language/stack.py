@@ -1,204 +1,258 @@
-"""The repeated blocks of a transformer, and how each of them is called."""
+"""The repeated blocks of a transformer, and how each of them is called.
+
+Nothing is known here about families. The blocks are found among the residual blocks of the operators that the model
+runs; how the model calls them (positions, masks, rotary tables) is recorded from its own forward pass, with the blocks
+replaced by recorders. A model that does more between its blocks than hand the hidden states on is refused.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..errors import InputError, PrunusError
-from ..graph import blocks
+from ..graph import blocks as residual_blocks
+
+HIDDEN = "hidden_states"
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+def find_blocks(model: nn.Module, tokens: Any = None) -> tuple[str, ...]:
+    """Names of the repeated blocks, in order.
+
+    They are all members of the container that holds the residual blocks of what the model runs. Where it cannot be
+    traced, or no tokens are given, that is the `nn.ModuleList` or `nn.Sequential` of two or more modules of one class
+    that has most parameters.
+
+    Args:
+        model: only read; its weights may lie on the meta device.
+        tokens: (samples, length) token ids, or whatever the model takes.
+
+    Raises:
+        InputError: there are none, or there are two stacks (an encoder and a decoder).
+
+    >>> stack = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+    >>> find_blocks(nn.ModuleDict({"embed": nn.Embedding(5, 4), "layers": stack}))
+    ('layers.0', 'layers.1', 'layers.2')
+    """
+    found = _by_operators(model, tokens) if tokens is not None else set()
+    sizes = {name: _matrix_entries(model.get_submodule(name)) for name in found or _lists(model)}
+    sizes = {name: size for name, size in sizes.items() if size}
+    if not sizes:
+        raise InputError(
+            f"{type(model).__name__} has no list of two or more blocks with linear layers, so it cannot be pruned "
+            "block by block; load it whole and use prunus.sparsify"
+        )
+    largest = max(sizes, key=lambda name: sizes[name])
+    others = [name for name in sizes if name != largest and sizes[name] > sizes[largest] / 4]
+    if others:
+        raise InputError(
+            f"{type(model).__name__} has several stacks of blocks ({', '.join([largest, *others])}), which are not one "
+            "chain; load it whole and use prunus.sparsify"
+        )
+    return tuple(
+        f"{largest}.{child}" if largest else child for child, _ in model.get_submodule(largest).named_children()
+    )
+
+
+def _by_operators(model: nn.Module, tokens: Any) -> set[str]:
+    """Containers of the residual blocks; of nested ones the outer."""
+    try:
+        found = [block.name for block in residual_blocks(model, tokens) if block.unit == "block"]
+    except PrunusError:
+        return set()
+    containers = {name.rpartition(".")[0] for name in found}
+    lists = {name for name in containers if isinstance(model.get_submodule(name), nn.ModuleList | nn.Sequential)}
+    lists = {name for name in lists if len(model.get_submodule(name)) > 1}  # type: ignore[arg-type]
+    return {name for name in lists if not any(name != outer and f"{name}.".startswith(f"{outer}.") for outer in lists)}
+
+
+def _lists(model: nn.Module) -> set[str]:
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(f"{o}.") for o in found):
+            continue
+        if len(module) >= 2 and len({type(child) for child in module}) == 1:
+            found.add(name)
+    return found
+
+
+def _matrix_entries(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() >= 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- calls
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """Arguments of one call of a block, in which the hidden states are one of the leaves.
+    """How a block is called, hidden states apart: they stand first, or are the keyword of that name.
 
     Attributes:
-        leaves: of (args, kwargs), the hidden states as None.
-        layout: how they are put together again.
-        hidden: place of the hidden states among the leaves.
+        args: positional arguments after the hidden states.
+        kwargs: keywords.
+        keyword: the hidden states are given as a keyword.
     """
 
-    leaves: tuple[Any, ...]
-    layout: Any
-    hidden: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    keyword: bool = False
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Run the block on other hidden states; its first output of their shape."""
-        leaves = [hidden if i == self.hidden else leaf for i, leaf in enumerate(self.leaves)]
-        args, kwargs = tree_unflatten(leaves, self.layout)
-        return hidden_of(block(*args, **kwargs), tuple(hidden.shape))
+        """The hidden states that the block makes from (batch, length, hidden)."""
+        kwargs = {**self.kwargs, **({HIDDEN: hidden} if self.keyword else {})}
+        return hidden_of(block(*(() if self.keyword else (hidden,)), *self.args, **kwargs))
+
+    def to(self, device: torch.device | str) -> BlockCall:
+        """The same with its tensors elsewhere."""
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (self.args, dict(self.kwargs)))
+        return BlockCall(args, kwargs, self.keyword)
 
     def same(self, other: BlockCall) -> bool:
-        """Whether all but the hidden states are equal."""
-        return (
-            self.hidden == other.hidden
-            and len(self.leaves) == len(other.leaves)
-            and all(map(_same, self.leaves, other.leaves))
+        """Whether both give a block the same: equal tensors, equal other values."""
+        (mine, shape), (theirs, its) = (tree_flatten((one.args, dict(one.kwargs))) for one in (self, other))
+        return shape == its and self.keyword == other.keyword and all(map(_equal, mine, theirs))
+
+
+def _equal(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
+        return mine is theirs or (
+            isinstance(mine, Tensor)
+            and isinstance(theirs, Tensor)
+            and mine.shape == theirs.shape
+            and torch.equal(mine, theirs)
         )
+    return type(mine) is type(theirs) and (mine is theirs or mine == theirs)
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    return type(one) is type(other) and (one is other or not isinstance(one, (int, float, str)) or one == other)
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns: itself, or the first of a tuple."""
+    first = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(first, Tensor):
+        raise InputError(f"a block returned {type(first).__name__}, not hidden states")
+    return first
 
 
-def hidden_of(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """The first tensor of that shape in what a block gives."""
-    for leaf in tree_flatten(output)[0]:
-        if isinstance(leaf, Tensor) and tuple(leaf.shape) == shape:
-            return leaf
-    raise InputError(f"a block gives no hidden states of the shape {shape} that it takes")
-
-
-def find_blocks(model: nn.Module, tokens: Tensor) -> tuple[str, ...]:
-    """Names of the repeated residual blocks in the order in which they run, found in the operators that the model runs;
-    where it cannot be traced, the longest list of modules of one class.
-
-    Args:
-        model: only read.
-        tokens: (samples, length) token ids, or whatever the model takes.
-
-    Raises:
-        InputError: there are none.
-    """
-    try:
-        found = [block.name for block in blocks(model, tokens) if block.unit == "block"]
-    except PrunusError:
-        found = []
-    found = [name for name in found if _has_linear(model.get_submodule(name))]
-    stacks = Counter(name.rpartition(".")[0] for name in found)
-    names = [name for name in found if stacks[name.rpartition(".")[0]] == max(stacks.values(), default=0)]
-    if not names:
-        names = _longest_list(model)
-    if not names:
-        raise InputError(
-            f"{type(model).__name__} has no repeated residual blocks with linear layers: use prunus.sparsify for other "
-            "models"
-        )
-    return tuple(names)
-
-
-def _has_linear(block: nn.Module) -> bool:
-    return any(parameter.dim() == 2 for parameter in block.parameters())
-
-
-def _longest_list(model: nn.Module) -> list[str]:
-    best: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len({type(child) for child in module}) == 1:
-            names = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
-            if len(names) > len(best) and _has_linear(module[0]):
-                best = names
-    return best
-
-
-class _Enough(Exception):
-    """Ends a forward pass early."""
-
-
-def calls_of(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> tuple[list[BlockCall], list[Tensor]]:
+def calls_of(model: nn.Module, names: Sequence[str], batches: Iterable[Tensor]) -> tuple[list[BlockCall], list[Tensor]]:
     """How each block is called, and the hidden states that enter the first one for each batch.
 
     Args:
-        model: run in inference on the batches: whole on the first two, up to the first block on the others.
-        names: of the blocks.
+        model: run in inference up to its blocks.
+        names: of the blocks, in order.
         batches: token ids, all of one shape.
 
     Raises:
-        InputError: a block does not run once in a pass, is handed something besides the hidden states that depends on
-            the tokens, or does not follow the one before it.
+        InputError: the model is no chain of these blocks.
     """
-    seen: list[dict[str, tuple[BlockCall, Tensor, Tensor]]] = []
-    first: list[Tensor] = []
-    with torch.no_grad(), _without_cache(model):
-        for number, batch in enumerate(batches):
-            if number < 2:
-                seen.append(_record(model, names, batch))
-                first.append(seen[-1][names[0]][1])
-            else:
-                first.append(_entering(model, names[0], batch))
-    for name, before in zip(names[1:], names):
-        if not torch.equal(seen[0][name][1], seen[0][before][2]):
-            raise InputError(f"block {name!r} does not read what {before!r} gives: they cannot be pruned one by one")
-    for name in names:
-        if len(seen) > 1 and not seen[0][name][0].same(seen[1][name][0]):
-            raise InputError(
-                f"block {name!r} is handed something besides its hidden states that depends on the tokens (states "
-                "of an encoder, a padding mask): only blocks that read one another alone can be pruned one by one"
-            )
-    return [seen[0][name][0] for name in names], first
+    with Recorder(model, [model.get_submodule(name) for name in names]) as recorder:
+        hidden = [recorder(batch) for batch in batches]
+    return recorder.calls, hidden
 
 
-def _record(model: nn.Module, names: Sequence[str], batch: Tensor) -> dict[str, tuple[BlockCall, Tensor, Tensor]]:
-    found: dict[str, tuple[BlockCall, Tensor, Tensor]] = {}
-
-    def hook(name: str) -> Any:
-        def read(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if name in found:
-                raise InputError(f"block {name!r} runs several times in one pass")
-            call, hidden = _call_of(args, kwargs)
-            found[name] = (call, hidden, hidden_of(output, tuple(hidden.shape)))
-
-        return read
-
-    handles = [model.get_submodule(n).register_forward_hook(hook(n), with_kwargs=True) for n in names]
-    try:
-        model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in names:
-        if name not in found:
-            raise InputError(f"block {name!r} did not run on the tokens")
-    return found
+class _Reached(Exception):
+    """Ends a forward pass at the last block."""
 
 
-def _entering(model: nn.Module, name: str, batch: Tensor) -> Tensor:
-    found: list[Tensor] = []
+class Recorder:
+    """Runs a model up to its blocks and notes how each is called; a context, inside which the blocks are replaced.
 
-    def read(module: nn.Module, args: Any, kwargs: Any) -> None:
-        found.append(_call_of(args, kwargs)[1])
-        raise _Enough
+    Attributes:
+        calls: of each block, the same for all inputs; an input that would change them is refused.
+    """
 
-    handle = model.get_submodule(name).register_forward_pre_hook(read, with_kwargs=True)
-    try:
-        model(batch)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        self.model, self.blocks = model, list(blocks)
+        self.calls: list[BlockCall] = []
+        self._seen: list[BlockCall] = []
+        self._first: Tensor | None = None
+        self._last: Tensor | None = None
+        self._form: Callable[[Tensor], Any] | None = None
+        self._config: Any = getattr(model, "config", None)
+        self._caching: bool | None = None
 
+    def __enter__(self) -> Recorder:
+        self._caching = getattr(self._config, "use_cache", None)
+        if self._caching is not None:
+            self._config.use_cache = False  # a cache would be one more thing that a block is called with
+        for index, block in enumerate(self.blocks):
+            block.forward = MethodType(lambda _self, *args, _at=index, **kwargs: self._record(_at, args, kwargs), block)
+        return self
 
-def _call_of(args: Any, kwargs: Any) -> tuple[BlockCall, Tensor]:
-    """The call and its hidden states: the first floating point tensor of two dimensions or more."""
-    leaves, layout = tree_flatten((args, kwargs))
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
-            others = tuple(None if j == i else other for j, other in enumerate(leaves))
-            return BlockCall(others, layout, i), leaf
-    raise InputError("a block is handed no hidden states")
+    def __exit__(self, *error: Any) -> None:
+        if self._caching is not None:
+            self._config.use_cache = self._caching
+        for block in self.blocks:
+            vars(block).pop("forward", None)
 
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The hidden states (batch, length, hidden) that reach the first block.
 
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Keys and values of earlier tokens are not kept: a block is run on the same tokens twice."""
-    config = getattr(model, "config", None)
-    kept = getattr(config, "use_cache", None)
-    if kept is None:
-        yield
-        return
-    config.use_cache = False  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        config.use_cache = kept  # type: ignore[union-attr]
+        Args:
+            ids: (batch, length) token ids, without padding.
+
+        Raises:
+            InputError: the model does more between its blocks than hand the hidden states on, or calls them
+                differently from one input to the next.
+        """
+        self._seen, self._first, self._last = [], None, None
+        try:
+            with torch.no_grad():
+                self.model(ids)
+        except _Reached:
+            pass
+        if len(self._seen) != len(self.blocks) or self._first is None:
+            raise self._refused(f"called {len(self._seen)} of its {len(self.blocks)} blocks")
+        if not self.calls:
+            self.calls = self._seen
+        for index, (before, now) in enumerate(zip(self.calls, self._seen)):
+            if not before.same(now):
+                raise self._refused(
+                    f"hands block {index} something besides its hidden states that depends on the tokens (states of an "
+                    "encoder, a padding mask)"
+                )
+        return self._first
+
+    def _record(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        keyword = not args
+        hidden = kwargs.pop(HIDDEN, None) if keyword else args[0]
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+            raise self._refused(f"calls block {index} without hidden states (batch, length, hidden)")
+        if index != len(self._seen) or (index > 0 and hidden is not self._last):
+            raise self._refused(f"does more before block {index} than hand the hidden states on")
+        call = BlockCall(args[1:], kwargs, keyword)
+        self._seen.append(call)
+        if index == 0:
+            self._first = hidden
+            if self._form is None:
+                self._form = self._returned(self.blocks[0], call, hidden)
+        if index == len(self.blocks) - 1:
+            raise _Reached
+        self._last = hidden.clone()  # an object of its own, so that the next block's input can be recognised
+        assert self._form is not None
+        return self._form(self._last)
+
+    def _returned(self, block: nn.Module, call: BlockCall, hidden: Tensor) -> Callable[[Tensor], Any]:
+        """How the block hands hidden states back: tried on the meta device."""
+        trial = copy.deepcopy(block)
+        vars(trial).pop("forward", None)
+        trial.to("meta")
+        moved, states = call.to("meta"), hidden.to("meta")
+        kwargs = {**moved.kwargs, **({HIDDEN: states} if call.keyword else {})}
+        output = trial(*(() if call.keyword else (states,)), *moved.args, **kwargs)
+        if isinstance(output, tuple):
+            return lambda given: (given, *output[1:])
+        return lambda given: given
+
+    def _refused(self, what: str) -> InputError:
+        return InputError(
+            f"{type(self.model).__name__} {what}, so it cannot be pruned block by block; load it whole and use "
+            "prunus.sparsify"
+        )
