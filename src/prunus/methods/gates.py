@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,15 @@ from ..types import Block, Graph, Place
 from .card import Card
 from .steps import free_blocks, norms_after, recalibrate, train_for, without_units
 from .task import Outcome, Task
+
+
+class Factors(Protocol):
+    """Factors of units, called for their values."""
+
+    @property
+    def factors(self) -> Tensor: ...
+
+    def __call__(self) -> Tensor: ...
 
 
 class Gate(nn.Module):
@@ -59,7 +68,7 @@ class Gated(nn.Module):
 
     unit: Tensor
 
-    def __init__(self, gate: Gate, group: str, place: Place) -> None:
+    def __init__(self, gate: Factors, group: str, place: Place) -> None:
         super().__init__()
         self.gate, self.dim = gate, place.dim
         rows = unit_positions(place.axis, group)

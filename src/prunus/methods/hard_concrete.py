@@ -23,14 +23,14 @@ LIMITS = (math.log(1e-2), math.log(1e2))
 """Of log alpha, after each step."""
 
 
-def sample_gate(log_alpha: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A random gate in [0, 1] for each entry, differentiable with respect to `log_alpha`.
+def sample_gate(log_alpha: Tensor, generator: torch.Generator | None = None, beta: float = BETA) -> Tensor:
+    """A random gate in [0, 1] for each entry, differentiable with respect to `log_alpha`; `beta` is the temperature.
 
     Source: Louizos, Welling, Kingma, ICLR 2018, arXiv:1712.01312, eq. 10 and 11.
     """
     u = torch.rand(log_alpha.shape, generator=generator, dtype=log_alpha.dtype, device=log_alpha.device)
     u = u * (1 - 2e-6) + 1e-6
-    smooth = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / BETA)
+    smooth = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / beta)
     return (smooth * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
@@ -46,13 +46,13 @@ def gate_of_test(log_alpha: Tensor) -> Tensor:
 gate_of_test.__test__ = False  # type: ignore[attr-defined]  # its name is the paper's word, not a test's
 
 
-def open_probability(log_alpha: Tensor) -> Tensor:
-    """Probability that a random gate is not zero.
+def open_probability(log_alpha: Tensor, beta: float = BETA) -> Tensor:
+    """Probability that a random gate of this temperature is not zero.
 
     >>> round(float(open_probability(torch.tensor(0.0))), 6)
     0.831822
     """
-    return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
+    return torch.sigmoid(log_alpha - beta * math.log(-GAMMA / ZETA))
 
 
 class Gates(nn.Module):
