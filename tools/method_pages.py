@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,8 @@ def index(cards: Sequence[Card]) -> str:
 def _documentation(card: Card) -> Iterable[str]:
     """What the function's own text says: arguments, what is returned, choices."""
     function: Callable[..., Any] = card.run or criterion_of(card.id).function
+    while isinstance(function, partial):  # several cards may be one function with other options
+        function = function.func
     text = inspect.getdoc(function)
     if text:
         yield f"`{function.__module__}.{function.__name__}`:"

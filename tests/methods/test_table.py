@@ -59,3 +59,13 @@ def test_one_method_is_shown_whole(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["methods", "fpgm"])
     assert "1811.00250" in capsys.readouterr().out
+
+
+def test_a_method_is_found_by_its_other_names_and_listed_once():
+    assert methods.card_of("gradual_magnitude") is methods.card_of("agp_cubic")
+    for card in methods.methods().values():
+        for name in card.aliases:
+            assert name not in methods.methods()
+            assert methods.card_of(name) is card
+    with pytest.raises(UnknownNameError, match="gradual_magnitude"):
+        methods.card_of("gradual_magnitud")

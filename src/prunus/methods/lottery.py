@@ -61,16 +61,16 @@ def lottery_imp(
     names = [site.name for site in sites]
     masks = {name: torch.ones_like(task.model.get_parameter(name), dtype=torch.bool) for name in names}
     history: list[dict[str, Any]] = []
-    network = _round(task, task.model, masks, rewind_step, history)
+    network = train_round(task, task.model, masks, rewind_step, history)
     for _ in range(rounds):
         rates = dict.fromkeys(names, rate)
         if scope == "layer" and len(names) > 1:
             rates[names[-1]] = rate / 2 if output_rate is None else output_rate
         masks = _fewer(network, masks, rates, scope)
-        network = _round(task, task.model, masks, rewind_step, history)
+        network = train_round(task, task.model, masks, rewind_step, history)
     if control != "ticket":
-        start, masks = _control(task, masks, control)
-        network = _round(task, start, masks, 0, history)
+        start, masks = control_of(task, masks, control)
+        network = train_round(task, start, masks, 0, history)
     return Outcome(finalize(network), masks=masks, history=tuple(history))
 
 
@@ -86,7 +86,7 @@ def _check(rounds: int, rate: float, output_rate: float | None, scope: str, rewi
         raise InputError(f"lottery_imp: control={control!r} must be 'ticket', 'reinit' or 'random'")
 
 
-def _round(
+def train_round(
     task: Task, start: nn.Module, masks: Mapping[str, Tensor], rewind_step: int, history: list[dict[str, Any]]
 ) -> nn.Module:
     """Train a copy from its first weights; the masks are put on after `rewind_step` steps."""
@@ -140,7 +140,8 @@ def _fewer(
     return result
 
 
-def _control(task: Task, masks: Mapping[str, Tensor], control: str) -> tuple[nn.Module, dict[str, Tensor]]:
+def control_of(task: Task, masks: Mapping[str, Tensor], control: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Start and masks of a control: "random" shuffles each mask, "reinit" draws the weights anew."""
     generator = torch.Generator().manual_seed(task.seed + 1)
     if control == "random":
         shuffled = {

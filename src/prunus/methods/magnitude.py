@@ -67,7 +67,7 @@ def magnitude_iterative(
             _cut_to(network, 1 - (1 - amount) ** (k / rounds), scope, task.keep)
         dead = disconnect(network, graph) if graph is not None else 0
         density = density_of(masks_of(network))
-        with _dropout(network, math.sqrt(density)):
+        with rescaled_dropout(network, math.sqrt(density)):
             records = train(task, network, part_of(task.training, epochs))
         history.append(
             {"round": k, "density": density, "dead_units": dead, "dropout": math.sqrt(density), "epochs": records}
@@ -107,7 +107,8 @@ def _cut_below(network: nn.Module, thresholds: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def _dropout(network: nn.Module, factor: float) -> Iterator[None]:
+def rescaled_dropout(network: nn.Module, factor: float) -> Iterator[None]:
+    """Inside the block every dropout probability is multiplied by `factor`."""
     layers = [m for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
     before = [layer.p for layer in layers]
     for layer in layers:
@@ -247,5 +248,6 @@ CARDS = (
         formula="s_t = s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3; at each update the smallest |w| of a layer go",
         cost="one training; a ranking of the weights at each update",
         run=agp_cubic,
+        aliases=("gradual_magnitude",),
     ),
 )

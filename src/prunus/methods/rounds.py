@@ -106,7 +106,7 @@ def accuracy_of(model: nn.Module, task: Task) -> float:
         with torch.no_grad():
             for inputs, target in split.batches(256):
                 right += int((model(inputs.to(device)).argmax(1).cpu() == target).sum())
-                total += len(target)
+                total += target.numel()  # of sequences every position counts
     finally:
         for module, mode in modes.items():
             module.training = mode
