@@ -12,7 +12,7 @@ from prunus.criteria import criterion_of
 
 SINGLE_WEIGHTS = """
 magnitude_iterative agp_cubic obd l0_hard_concrete admm_weight deep_compression deep_rewiring soft_deep_rewiring
-l1_weight_reg deepsz auto_threshold snip snip_isometry grasp synflow sbp_sr lottery_imp early_bird
+l1_weight_reg deepsz auto_threshold snip snip_isometry grasp synflow sbp_sr ntt lottery_imp early_bird
 """.split()
 FILTER_WEIGHTS = """
 l1_filter lp_filter fpgm cosine_cluster fpfs pearson_pairs cac_sensitivity sensitivity_hessian dct_uniqueness
@@ -58,7 +58,7 @@ def test_it_is_listed_works_and_can_be_called_by_name(listed, name):
 
 
 def test_the_list_has_no_name_twice():
-    assert len(CLASSIC) == len(set(CLASSIC)) == 78
+    assert len(CLASSIC) == len(set(CLASSIC)) == 79
 
 
 def test_an_alias_is_the_same_card_and_no_other_methods_name():
