@@ -1,7 +1,8 @@
 """Allocations: in which order the steps of all lanes are removed, whatever the ratio or budget turns out to be.
 
 An allocation gives each step of each lane a priority; steps of lower priority go first. A ratio or a budget then only
-decides how far to go. Within a lane the priorities must not fall, so that a lane's steps go in its own order.
+decides how far to go. Within a lane the priorities must not fall, so that a lane's steps go in its own order. Any
+callable of this kind will do.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from ..errors import InputError, UnknownNameError
 from .lanes import Lane
 
 Priorities = list[NDArray[np.float64]]
@@ -37,3 +39,41 @@ ALLOCATIONS: Mapping[str, Callable[[Sequence[Lane]], Priorities]] = MappingProxy
     {"group": uniform, "global": global_}
 )
 """By scope."""
+
+Scope = str | Callable[[Sequence[Lane]], Sequence[ArrayLike]]
+"""A name in `ALLOCATIONS`, or a function from the lanes to the (total,) priorities of the steps of each."""
+
+
+def check_scope(scope: Scope) -> None:
+    """Raise unless it is a name in `ALLOCATIONS` or a callable."""
+    if isinstance(scope, str) and scope not in ALLOCATIONS:
+        raise UnknownNameError.of("scope", scope, ALLOCATIONS)
+    if not isinstance(scope, str) and not callable(scope):
+        raise InputError(f"scope must be a name or a callable, got {type(scope).__name__}")
+
+
+def priorities_of(scope: Scope, lanes: Sequence[Lane]) -> Priorities:
+    """What a scope says of the lanes.
+
+    Raises:
+        UnknownNameError: no such scope.
+        InputError: a user's own returned other than one finite, ascending array of `lane.total` priorities per lane.
+    """
+    check_scope(scope)
+    if isinstance(scope, str):
+        return ALLOCATIONS[scope](lanes)
+    found = [np.asarray(values, dtype=np.float64) for values in scope(lanes)]
+    if len(found) != len(lanes):
+        raise InputError(f"scope= returned {len(found)} arrays; it must return one for each of {len(lanes)} lanes")
+    for lane, values in zip(lanes, found):
+        name = " with ".join(lane.sizes)
+        if values.shape != (lane.total,):
+            raise InputError(
+                f"scope= returned priorities of shape {values.shape} for {name}; it must be ({lane.total},)"
+            )
+        if not np.isfinite(values).all() or (np.diff(values) < 0).any():
+            raise InputError(
+                f"scope= returned priorities for {name} that fall or are not finite: within a lane the steps go in the "
+                "order of their scores"
+            )
+    return found

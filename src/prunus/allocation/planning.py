@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError
 from ..graph import plan_from
 from ..graph.counting import size_of
 from ..types import Graph, Plan, Scores
-from .allocations import ALLOCATIONS
+from .allocations import Scope, check_scope
 from .budgets import MEASURED, Budget, budgets_of
 from .lanes import lanes_of
 from .latency_table import LatencyTable, predict, seconds_of
@@ -23,7 +23,7 @@ def plan(
     *,
     ratio: float | Mapping[str, float] | None = None,
     target: Mapping[str, float | str] | None = None,
-    scope: str = "group",
+    scope: Scope = "group",
     normalise: str = "mean",
     round_to: int | Mapping[str, int] = 1,
     min_keep: int | Mapping[str, int] = 1,
@@ -42,7 +42,8 @@ def plan(
         target: budgets, all of which must hold: "macs", "params", "bytes", each a fraction of the dense model (0.5,
             "50%"), an absolute number, or text ("10M", "1.2G", "20MB"). They are met exactly: no unit that was removed
             would fit back in. "latency" ("8ms" or a fraction) goes by the predictions of `latency_table`.
-        scope: "group" removes the same ratio everywhere, "global" the worst units wherever they are.
+        scope: "group" removes the same ratio everywhere, "global" the worst units wherever they are. Or a callable:
+            the lanes (groups that lose units together) -> priorities of their steps, those of lower priority go first.
         normalise: how scores are made comparable between groups, a name in `NORMALISERS`.
         round_to: cut groups keep a multiple of this many units; smaller groups stay whole.
         min_keep: units that every group keeps at least.
@@ -77,15 +78,14 @@ def plan(
 
 def plan_at(graph: Graph, scores: Scores, ratio: float | Mapping[str, float], rules: Rules) -> Plan:
     """The plan for a ratio; see `plan`."""
-    if rules.scope not in ALLOCATIONS:
-        raise UnknownNameError.of("scope", rules.scope, ALLOCATIONS)
+    check_scope(rules.scope)
     ratios = per_group("ratio", ratio, {group.name: group.kind for group in graph.groups}, 0.0, check_ratio)
     lanes = lanes_of(graph, scores, rules)
     route = Route(lanes, rules)
     if rules.scope == "group":
         levels = to_ratios(lanes, ratios)
     elif isinstance(ratio, Mapping):
-        raise InputError("ratio: a mapping sets each group's own ratio, so it goes with scope='group', not 'global'")
+        raise InputError("ratio: a mapping sets each group's own ratio, so it goes with scope='group'")
     else:
         levels = to_ratio(route, ratio)
     return plan_from(graph, route.keep(levels), scores.criterion)

@@ -7,7 +7,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import InputError
 
@@ -20,7 +20,8 @@ PerGroup = Value | Mapping[str, Value]
 class Rules:
     """How units may be chosen.
 
-    `scope`: a name in `ALLOCATIONS`; "group" removes the same ratio from every group, "global" ranks all units.
+    `scope`: a name in `ALLOCATIONS`; "group" removes the same ratio from every group, "global" ranks all units. Or a
+    callable like those there.
     `normalise`: a name in `NORMALISERS`, applied to each group's scores before groups are compared.
     `round_to`: counts that are cut become multiples of it (the largest one that is not above what was asked for);
     groups with fewer units than that stay whole.
@@ -30,7 +31,7 @@ class Rules:
     all; of several patterns the first that fits, then the kind.
     """
 
-    scope: str = "group"
+    scope: str | Callable[..., Any] = "group"
     normalise: str = "mean"
     round_to: int | Mapping[str, int] = 1
     min_keep: int | Mapping[str, int] = 1

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import BudgetError, UnknownNameError
+from ..errors import BudgetError
 from ..graph.counting import RunningSize, size_of
 from ..types import Graph, Size
-from .allocations import ALLOCATIONS
+from .allocations import priorities_of
 from .budgets import Budget
 from .lanes import Lane
 from .rules import Rules
@@ -36,10 +36,8 @@ class Route:
     """The order in which the steps of all lanes go, and the states along it."""
 
     def __init__(self, lanes: Sequence[Lane], rules: Rules) -> None:
-        if rules.scope not in ALLOCATIONS:
-            raise UnknownNameError.of("scope", rules.scope, ALLOCATIONS)
         self.lanes = lanes
-        self.priorities = ALLOCATIONS[rules.scope](lanes)
+        self.priorities = priorities_of(rules.scope, lanes)
         owners = np.repeat(np.arange(len(lanes)), [lane.total for lane in lanes])
         flat = np.concatenate(self.priorities) if lanes else np.zeros(0)
         self._owners = owners[np.argsort(flat, kind="stable")]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .table import NEEDS, Criterion, criterion_of
+from ..errors import InputError, UnknownNameError
+from .table import NEEDS, Criterion, Level, criterion_of
 
 Arguments = dict[str, Any]
 _UNITS, _ELEMENTS, _SEED = 7, 12, 5
@@ -37,7 +37,9 @@ class CriterionReport:
         return "\n".join(lines)
 
 
-def check_criterion(criterion: str | Criterion | Callable[..., Tensor], *, strict: bool = True) -> CriterionReport:
+def check_criterion(
+    criterion: str | Criterion | Callable[..., Tensor], *, level: Level | None = None, strict: bool = True
+) -> CriterionReport:
     """Run the laws of criteria on one of them.
 
     The laws: one floating point score per unit (per weight for one of level "weight"); finite scores for ordinary,
@@ -47,12 +49,17 @@ def check_criterion(criterion: str | Criterion | Callable[..., Tensor], *, stric
 
     Args:
         criterion: a name, a `Criterion` or a callable, as in `prunus.score`.
+        level: "weight" for a callable that scores single weights, as `prunus.sparsify` takes it; None is the
+            criterion's own, which of a callable is "unit".
         strict: raise if a law is broken.
 
     Raises:
         InputError: a law is broken (the message is the report), or this is no criterion.
     """
     chosen = criterion_of(criterion)
+    if level not in (None, "unit", "weight"):
+        raise UnknownNameError.of("level", level, ("unit", "weight"))
+    chosen = chosen if level is None else replace(chosen, level=level)
     kept, broken = [], {}
     for law, check in LAWS.items():
         try:

@@ -6,7 +6,7 @@ weight, scores ─▶ pattern (entries to units, units to pools) ─▶ selectio
 """
 
 from .attach import GRADIENTS, Gradient, Mask, attach, dense_weight, detach, finalize, gradient_of, mask_of, masks_of
-from .patterns import NM, PATTERNS, Block, Layout, Pattern, Slices, pattern_of
+from .patterns import NM, PATTERNS, Block, GivenPattern, Layout, Own, Pattern, Slices, pattern_of
 from .selection import count_of, lowest, lowest_overall
 from .weights import WEIGHTS, Selection, Site, Weights, find_sites
 
@@ -17,6 +17,8 @@ __all__ = [
     "Slices",
     "NM",
     "Block",
+    "Own",
+    "GivenPattern",
     "pattern_of",
     "lowest",
     "lowest_overall",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, ShapeError, UnknownNameError
@@ -26,6 +27,7 @@ class Layout:
 
     The tensor of `shape` is viewed as `split`; of the dimensions of that view, `pools` say in which pool an entry is,
     `units` in which unit of the pool, `elements` where in the unit. Each dimension stands in exactly one of the three.
+    `entries`, if any, are the flat indices of all entries, as the view takes them in place of their own order.
     """
 
     shape: Shape
@@ -33,6 +35,7 @@ class Layout:
     pools: tuple[int, ...]
     units: tuple[int, ...]
     elements: tuple[int, ...]
+    entries: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -54,6 +57,8 @@ class Layout:
         """
         if tuple(tensor.shape) != self.shape:
             raise ShapeError(f"the layout was made for a tensor of shape {self.shape}, got {tuple(tensor.shape)}")
+        if self.entries is not None:
+            tensor = tensor.reshape(-1)[self.entries.to(tensor.device)]
         return tensor.reshape(self.split).permute(self._order).reshape(self.counts)
 
     def ungroup(self, grouped: Tensor) -> Tensor:
@@ -62,7 +67,10 @@ class Layout:
             grouped = grouped.unsqueeze(2)
         grouped = grouped.expand(self.counts).reshape([self.split[dim] for dim in self._order])
         inverse = sorted(range(len(self.split)), key=self._order.__getitem__)
-        return grouped.permute(inverse).reshape(self.shape)
+        flat = grouped.permute(inverse).reshape(-1)
+        if self.entries is not None:
+            flat = torch.empty_like(flat).index_copy_(0, self.entries.to(flat.device), flat)
+        return flat.reshape(self.shape)
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -90,6 +98,10 @@ class Pattern(Protocol):
             ShapeError: the pattern does not fit the shape; says why.
         """
         ...
+
+
+GivenPattern = str | Pattern | Callable[[Shape], Any]
+"""What `pattern_of` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +217,43 @@ class Block:
         return Layout(shape, split, (2,), (0,), inner) if self.balanced else Layout(shape, split, (), outer, inner)
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A user's own function from the shape (out, in, *kernel) to a `Layout`, or to an integer tensor of that shape in
+    which entries of one unit have the same number."""
+
+    name: str
+    function: Callable[[Shape], Layout | Tensor]
+    sparsity: None = None
+
+    def layout(self, shape: Shape) -> Layout:
+        """See `Pattern`."""
+        _check_weight(self.name, shape)
+        found = self.function(shape)
+        if isinstance(found, Tensor) and not found.is_floating_point() and tuple(found.shape) == shape:
+            return _numbered(self.name, found)
+        if not isinstance(found, Layout) or found.shape != shape:
+            got = tuple(found.shape) if isinstance(found, Tensor | Layout) else type(found).__name__
+            raise InputError(
+                f"pattern {self.name!r} returned {got} for a weight of shape {shape}: it must return a Layout of that "
+                "shape, or an integer tensor of it in which the entries of a unit have one number"
+            )
+        return found
+
+
+def _numbered(name: str, numbers: Tensor) -> Layout:
+    """The layout in which entries of the same number are a unit; all units must be of one size."""
+    flat = numbers.detach().cpu().reshape(-1)
+    sizes = flat.unique(return_counts=True)[1]
+    if len(sizes.unique()) > 1:
+        raise ShapeError(
+            f"pattern {name!r} makes units of {int(sizes.min())} to {int(sizes.max())} entries of a weight of shape "
+            f"{tuple(numbers.shape)}: all units of a weight must be of one size"
+        )
+    split = (1, len(sizes), int(sizes[0]))
+    return Layout(tuple(numbers.shape), split, (0,), (1,), (2,), flat.argsort(stable=True))
+
+
 PATTERNS: Mapping[str, Pattern] = MappingProxyType(
     {
         "unstructured": Slices("unstructured", "oik"),
@@ -225,12 +274,12 @@ _NM = re.compile(r"(\d+):(\d+)(?:@(\d+))?")
 _BLOCK = re.compile(r"(column_balanced:)?(\d+(?:x\d+)+)")
 
 
-def pattern_of(given: str | Pattern) -> Pattern:
+def pattern_of(given: GivenPattern) -> Pattern:
     """The pattern that a string or a pattern stands for.
 
     Args:
-        given: a name in `PATTERNS`, "2:4" (or "2:4@0" along the outputs), "4x1", "column_balanced:4x1", or an object
-            with `name`, `sparsity` and `layout`.
+        given: a name in `PATTERNS`, "2:4" (or "2:4@0" along the outputs), "4x1", "column_balanced:4x1", an object with
+            `name`, `sparsity` and `layout`, or a callable as `Own` takes it.
 
     Raises:
         UnknownNameError: no such pattern.
@@ -242,7 +291,11 @@ def pattern_of(given: str | Pattern) -> Pattern:
     if not isinstance(given, str):
         if isinstance(given, Pattern):
             return given
-        raise InputError(f"pattern must be a name or have name, sparsity and layout, got {type(given).__name__}")
+        if callable(given) and not isinstance(given, type):
+            return Own(getattr(given, "__name__", type(given).__name__), given)
+        raise InputError(
+            f"pattern must be a name, a callable, or have name, sparsity and layout, got {type(given).__name__}"
+        )
     text = given.strip()
     if text in PATTERNS:
         return PATTERNS[text]

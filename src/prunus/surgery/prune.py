@@ -121,7 +121,7 @@ def prune(
     target: Mapping[str, float | str] | None = None,
     criterion: str | Criterion | Callable[..., Tensor] = "l2_norm",
     keep: Any = (),
-    scope: str = "group",
+    scope: str | Callable[..., Any] = "group",
     depth: float | int | Sequence[str] | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
@@ -139,7 +139,7 @@ def prune(
             (0.5) or absolute ("10M", "20MB", "8ms"); "max_drop" of accuracy (0.01).
         criterion: a name in `prunus.criteria.CRITERIA`, a `Criterion`, or a callable of the weights (units, elements).
         keep: modules that stay whole: names, glob patterns or modules.
-        scope: "group" removes the same ratio everywhere, "global" the worst units wherever they are.
+        scope: "group" removes the same ratio everywhere, "global" the worst units anywhere; or a callable (`plan`).
         depth: residual blocks (layers) to leave out first: a share (0.25), a number of them (3), or names and patterns,
             of single branches too ("layers.3.mlp"). Then ratio or target, which may be absent, are met by width;
             targets stay fractions of the whole model. In plan and result later blocks have moved up in name.

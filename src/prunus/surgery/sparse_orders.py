@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..allocation.layerwise import LAYERWISE, Allocation
 from ..errors import InputError, ShapeError, UnknownNameError
-from ..masks import Layout, Pattern, Site, pattern_of
+from ..masks import GivenPattern, Layout, Pattern, Site, pattern_of
 from ..types import Refusal
 
 Sparsity = float | str | Mapping[str, float | str]
@@ -26,7 +26,7 @@ class Order:
 
 
 def orders_of(
-    sites: Iterable[Site], sparsity: Sparsity, pattern: str | Pattern | None
+    sites: Iterable[Site], sparsity: Sparsity, pattern: GivenPattern | None
 ) -> tuple[list[Order], list[Refusal]]:
     """A pattern, layout and sparsity for each weight; those that do not fit are left dense."""
     sites = tuple(sites)
@@ -62,7 +62,7 @@ def without_ends(sites: tuple[Site, ...], first: int, last: int) -> tuple[tuple[
     )
 
 
-def _form(value: float | str, pattern: str | Pattern | None) -> tuple[Pattern, float]:
+def _form(value: float | str, pattern: GivenPattern | None) -> tuple[Pattern, float]:
     """The pattern and the fraction of zeros that one sparsity means."""
     if isinstance(value, str):
         form = pattern_of(value)

@@ -15,7 +15,7 @@ from ..criteria import Criterion, criterion_of
 from ..errors import InputError, UnknownNameError
 from ..masks import (
     GRADIENTS,
-    Pattern,
+    GivenPattern,
     Selection,
     attach,
     count_of,
@@ -66,7 +66,7 @@ def sparsify(
     *,
     sparsity: Sparsity,
     criterion: str | Criterion | Callable[..., Tensor] = "magnitude",
-    pattern: str | Pattern | None = None,
+    pattern: GivenPattern | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     scope: str | Allocation = "layer",
@@ -83,8 +83,8 @@ def sparsify(
             mapping from layer or tensor name or glob pattern to one of these, where what no name fits stays dense.
         criterion: a name in `prunus.criteria.CRITERIA`, a `Criterion`, or a callable: weight (out, in, *kernel) ->
             scores of its shape. Criteria of whole units score the units of the pattern.
-        pattern: what goes together: a name in `prunus.masks.PATTERNS`, "2:4", "4x1" ..., see `prunus.masks.pattern_of`.
-            Default: "unstructured".
+        pattern: what goes together: a name in `prunus.masks.PATTERNS`, "2:4", "4x1" ..., or a callable, see
+            `prunus.masks.pattern_of`. Default: "unstructured".
         data: batches of (inputs, target), for criteria that need gradients.
         loss: (output, target) -> scalar; default cross-entropy.
         scope: "layer" gives every layer the same sparsity, "global" ranks all units of all layers; see
