@@ -135,48 +135,60 @@ def _evidence(card: Card, measured: Measured) -> Iterable[str]:
 # ----------------------------------------------------------------------------------------------------------- measured
 
 
+CIFAR = """The trained CIFAR-10 ResNet-20 (91.69%), every method with the same budget and effort; budgets are shares \
+of multiply-accumulates that stay, or of weights that are zero; a short recovery is 80 steps. How it was measured, and \
+all methods beside each other: {where}."""
+
+
 def _on_cifar(card: Card, measured: Measured) -> Iterable[str]:
-    """The method beside random and the magnitude under the same budgets."""
-    own = [row for row in measured.cifar if row["method"] in _names(card)]
+    """The method beside random and the norm under the same budgets."""
+    names = _names(card)
+    own = [row for row in measured.cifar if row["method"] in names]
     if not own:
         return
-    kinds = {row["kind"] for row in own}
-    others = [r for r in measured.cifar if r["kind"] in kinds and r["method"] in BASELINES and r not in own]
-    budgets = {row["budget"] for row in own}
+    columns = {(row["kind"], row["budget"], row["recovered"]) for row in own}
     grouped: dict[tuple[Any, ...], list[Row]] = {}
-    for row in (*own, *(row for row in others if row["budget"] in budgets)):
-        grouped.setdefault((row["budget"], row["recovered"], row["method"]), []).append(row)
-    yield "The trained CIFAR-10 ResNet-20, all methods with the same budget and effort:"
-    yield table(
-        ("budget", "recovery", "method", "test accuracy", "interval", "parameters", "MACs", "zeros"),
-        [
-            (str(budget), "short" if recovered else "none", f"`{name}`", *_summary(rows))
-            for (budget, recovered, name), rows in sorted(grouped.items(), key=lambda item: str(item[0]))
-        ],
-    )
+    for row in measured.cifar:
+        column = (row["kind"], row["budget"], row["recovered"])
+        if row["method"] in names or (column in columns and _is_baseline(row)):
+            grouped.setdefault((*column, row["method"], row["variant"]), []).append(row)
+    where = "[methods, measured](../methods_measured.md)" if TOGETHER.exists() else "`benchmarks/methods/run.py`"
+    yield CIFAR.format(where=where)
+    rows = []
+    order = {"filter": 1, "weight": -1}  # the mildest budget first
+    for key, found in sorted(
+        grouped.items(), key=lambda item: (item[0][0], -order[item[0][0]] * item[0][1], item[0][2:])
+    ):
+        kind, budget, recovered, name, variant = key
+        said = f"{budget:.0%} of the MACs" if kind == "filter" else f"{budget:.0%} zeros"
+        effort = "its own training" if found[0]["trains"] else "short" if recovered else "none"
+        rows.append((said, effort, " ".join(filter(None, (f"`{name}`", variant))), *_summary(found)))
+    yield table(("budget", "recovery", "method", "test accuracy", "interval", "MACs", "parameters", "zeros"), rows)
 
 
-BASELINES = ("random", "l1_norm", "l2_norm", "random_weight", "magnitude")
+TOGETHER = REPOSITORY / "docs" / "methods_measured.md"
+BASELINES = ("random", "l2_norm", "random_weight", "magnitude")
 """What every method is held against."""
+SAME = {"lp_filter": "l2_norm"}
+"""Cards whose criterion is, with its defaults, another one that was measured."""
 
 
-SIZES = ("params", "macs")
+def _is_baseline(row: Row) -> bool:
+    return row["method"] in BASELINES and row["variant"] in ("", "layer")
 
 
-def _names(card: Card) -> tuple[str, ...]:
-    return (card.id,) if card.entry == "method" else (card.id, criterion_of(card.id).name)
+def _names(card: Card) -> set[str]:
+    criterion = set() if card.entry == "method" else {criterion_of(card.id).name}
+    return {card.id, *criterion, *filter(None, (SAME.get(card.id),))}
 
 
 def _summary(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Of all seeds: the mean, and from the lowest to the highest end of their intervals."""
     accuracy = statistics.mean(row["accuracy"] for row in rows)
-    low, high = (statistics.mean(row[end] for row in rows) for end in ("low", "high"))
     seeds = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
-    return (
-        f"{accuracy:.2%}{seeds}",
-        f"{low:.2%} to {high:.2%}",
-        *(f"{rows[0][key]:,}" if isinstance(rows[0][key], int) else f"{rows[0][key]:.3g}" for key in SIZES),
-        f"{rows[0]['sparsity']:.1%}",
-    )
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    shares = (statistics.mean(row[key] for row in rows) for key in ("macs", "params", "sparsity"))
+    return f"{accuracy:.2%}{seeds}", f"{low:.2%} to {high:.2%}", *(f"{share:.0%}" for share in shares)
 
 
 DIGITS = """Called as above on a small residual network and scikit-learn's 8×8 digits, {effort}, beside the same \
@@ -202,7 +214,7 @@ def _on_digits(card: Card, measured: Measured) -> Iterable[str]:
         if all(row[key] is not None for row in rows):
             shown.append((label, *_share(sum(row[key] for row in rows), total), *size))
     shown.append(("dense", *_share(sum(row["dense"] for row in rows), total), "100%", "100%", "0%"))
-    yield table(("", "accuracy", "95% interval", "parameters", "MACs", "zeros"), shown)
+    yield table(("", "accuracy", "95% interval", "MACs", "parameters", "zeros"), shown)
 
 
 def _share(right: float, total: int) -> tuple[str, str]:
@@ -211,7 +223,7 @@ def _share(right: float, total: int) -> tuple[str, str]:
 
 
 def _size(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(f"{statistics.mean(row[key] for row in rows):.0%}" for key in ("params", "macs", "sparsity"))
+    return tuple(f"{statistics.mean(row[key] for row in rows):.0%}" for key in ("macs", "params", "sparsity"))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

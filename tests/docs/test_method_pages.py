@@ -50,26 +50,43 @@ def test_pages_that_are_missing_old_or_of_no_method_are_named(tmp_path):
 
 
 def row(method: str, accuracy: float, **more: Any) -> dict[str, Any]:
-    plain = {"budget": 0.5, "seed": 0, "recovered": True, "params": 1000, "macs": 2000, "sparsity": 0.0, "seconds": 1.0}
-    return {"method": method, "accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01, **plain, **more}
+    plain = {"kind": "filter", "variant": "", "budget": 0.5, "seed": 0, "recovered": True, "trains": False}
+    sizes = {"params": 0.4, "macs": 0.5, "sparsity": 0.0}
+    return {
+        "method": method,
+        "accuracy": accuracy,
+        "low": accuracy - 0.01,
+        "high": accuracy + 0.01,
+        **plain,
+        **sizes,
+        **more,
+    }
 
 
 def test_the_measured_table_holds_the_method_beside_the_baselines_of_its_kind_and_budget():
-    card = methods()["fpgm"]
     rows = [
-        row("geometric_median", 0.8, kind="filter"),  # the criterion's own name
-        row("random", 0.5, kind="filter"),
-        row("random", 0.7, kind="filter", seed=1),
-        row("random", 0.1, kind="filter", budget=0.9),
-        row("magnitude", 0.2, kind="weight"),
-        row("hrank", 0.3, kind="filter"),
+        row("geometric_median", 0.8),  # the criterion's own name
+        row("fpgm", 0.85, budget=0.75, recovered=False, seed=1),
+        row("random", 0.5),
+        row("random", 0.7, seed=1),
+        row("random", 0.1, budget=0.35),
+        row("random", 0.2, variant="global"),
+        row("magnitude", 0.3, kind="weight"),
+        row("hrank", 0.4),
     ]
-    text = pages.page(card, pages.Measured(cifar=rows))
-    assert "| 0.5 | short | `geometric_median` | 80.00% | 79.00% to 81.00% | 1,000 | 2,000 | 0.0% |" in text
-    assert "`random` | 60.00% (2 seeds) | 59.00% to 61.00%" in text
-    assert "magnitude" not in text
-    assert "hrank" not in text
-    assert "10.00%" not in text
+    text = pages.page(methods()["fpgm"], pages.Measured(cifar=rows))
+    lines = [line for line in text.splitlines() if "% of the MACs" in line]
+    assert lines == [
+        "| 75% of the MACs | none | `fpgm` | 85.00% | 84.00% to 86.00% | 50% | 40% | 0% |",
+        "| 50% of the MACs | short | `geometric_median` | 80.00% | 79.00% to 81.00% | 50% | 40% | 0% |",
+        "| 50% of the MACs | short | `random` | 60.00% (2 seeds) | 49.00% to 71.00% | 50% | 40% | 0% |",
+    ]
+
+
+def test_methods_of_weights_are_shown_by_their_zeros_and_variant():
+    rows = [row("obd", 0.9, kind="weight", variant="global", budget=0.8, sparsity=0.8, trains=True)]
+    text = pages.page(methods()["obd"], pages.Measured(cifar=rows))
+    assert "| 80% zeros | its own training | `obd` global | 90.00% | 89.00% to 91.00% | 50% | 40% | 80% |" in text
 
 
 def test_digits_are_pooled_over_the_runs_and_failed_runs_are_left_out():
