@@ -6,11 +6,13 @@ from .budget import StreamPlan
 from .calibration import calibration_tokens
 from .checkpoint import Checkpoint, open_checkpoint
 from .in_memory import prune_blocks
+from .padded import PaddedModel, TextSplit, encode_texts, encode_words
 from .perplexity import Protocol, perplexity, windows
 from .processes import Processes
 from .sparsify import SparsifiedLanguage, sparsify_language
 from .stack import BlockCall, calls_of, find_blocks
 from .streaming import Machine, Streamed, stream
+from .tokenizers import needed_ids, smaller_tokenizer, token_counts
 from .tokens import TokenSplit, token_loss
 
 __all__ = [
@@ -41,4 +43,11 @@ __all__ = [
     "find_blocks",
     "calls_of",
     "BlockCall",
+    "PaddedModel",
+    "TextSplit",
+    "encode_texts",
+    "encode_words",
+    "token_counts",
+    "needed_ids",
+    "smaller_tokenizer",
 ]

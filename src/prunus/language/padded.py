@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,30 @@ class TextSplit:
             starts = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()] + rest
         for start in starts:
             yield self._batch(order[start : start + batch_size])
+
+    def renumbered(self, token_map: Mapping[int, int], unknown: int | None = None) -> TextSplit:
+        """The same texts for a model that lost tokens.
+
+        Args:
+            token_map: old id -> new one, as from `prunus.token_map`.
+            unknown: old id that stands for tokens that were removed; None makes such a token an error.
+
+        Raises:
+            InputError: a text has a token that was removed, or padding was.
+        """
+        if self.pad_id not in token_map or (unknown is not None and unknown not in token_map):
+            raise InputError(
+                f"renumbered: padding ({self.pad_id}) and unknown ({unknown}) must be among the kept tokens"
+            )
+        lost = {token for text in self.ids for token in text if token not in token_map}
+        if lost and unknown is None:
+            raise InputError(
+                f"renumbered: the texts hold {len(lost)} tokens that were removed, such as {sorted(lost)[:5]}; "
+                "keep them, or say unknown=, the id that stands for them"
+            )
+        other = token_map[unknown] if unknown is not None else 0
+        ids = tuple(tuple(token_map.get(token, other) for token in text) for text in self.ids)
+        return replace(self, ids=ids, pad_id=token_map[self.pad_id])
 
     def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         length = max(len(self.ids[i]) for i in indices)
