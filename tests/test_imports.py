@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "prunus"
 
 # Each layer may import, at module level, itself part by part and every layer above it in this table.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "axes"),
     ("types",),
     ("data",),
     ("zoo",),

@@ -1,8 +1,6 @@
 """The data that stages hand to each other: frozen, comparable, printable, no behaviour beyond checks.
 
-Axis expressions say what a tensor dimension is made of. `Units("g", 16)` is a dimension whose positions are the
-units of group "g"; `Product((a, b))` is the row-major product that a `view` makes or splits (outermost first);
-`Concat((a, b))` is what `cat` makes and `split` takes apart; `Fixed(n)` never changes.
+What a tensor dimension is made of is said by the axis expressions of `prunus.axes`, which are part of it.
 """
 
 from __future__ import annotations
@@ -14,52 +12,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .axes import Axis, Concat, Fixed, Permuted, Product, Units  # noqa: F401 - they are types like the others
 from .errors import InputError
-
-# ---------------------------------------------------------------------------------------------- axis expressions
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """A dimension (or part of one) that never changes."""
-
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Units:
-    """The units of one group, in order."""
-
-    group: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Row-major product of its parts, outermost first."""
-
-    parts: tuple[Axis, ...]
-
-    @property
-    def size(self) -> int:
-        total = 1
-        for part in self.parts:
-            total *= part.size
-        return total
-
-
-@dataclass(frozen=True, slots=True)
-class Concat:
-    """Its parts one after the other."""
-
-    parts: tuple[Axis, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts)
-
-
-Axis = Fixed | Units | Product | Concat
 
 Role = Literal["out", "in", "scale", "shift", "statistic", "other"]
 """What a tensor's dimension does in the operator that reads it: rows that make outputs, columns that read inputs,
@@ -156,6 +110,14 @@ class Attribute:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """A constant index that the model holds, a buffer or plain tensor attribute, and the axis that it selects from."""
+
+    tensor: str
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True)
 class InputSpec:
     """What the model was traced with: enough to make such inputs again.
 
@@ -185,6 +147,7 @@ class Graph:
     inputs: InputSpec
     batch: int
     uncounted: tuple[str, ...] = ()
+    selections: tuple[Selection, ...] = ()
     example: Any = field(default=None, compare=False, repr=False)
 
     def group(self, name: str) -> Group:
@@ -300,6 +263,16 @@ class TensorCut:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexCut:
+    """A constant index into an axis of which `keep` of `size` positions stay: what it names of the others goes, and the
+    rest gets the new numbers."""
+
+    tensor: str
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AttributeChange:
     """A module's attribute and the int that it becomes."""
 
@@ -371,8 +344,8 @@ class Plan:
     and the model that the cut one must equal also leaves them out of the statistics in `reductions`. Where `vocabulary`
     is given, tokens are removed, and `inputs` hold new ids; `mixtures` lose experts. `depth` are the modules that go
     first: all other names in the plan are those of the model without them. `permanent` are computed (parametrised)
-    tensors that become ordinary parameters before anything else. `example` is not stored: the real example inputs, for
-    the numerical check.
+    tensors that become ordinary parameters before anything else; `indices` are renumbered. `example` is not stored: the
+    real example inputs, for the numerical check.
     """
 
     cuts: tuple[Cut, ...]
@@ -389,6 +362,7 @@ class Plan:
     mixtures: tuple[Mixture, ...] = ()
     depth: tuple[Removal, ...] = ()
     permanent: tuple[str, ...] = ()
+    indices: tuple[IndexCut, ...] = ()
     example: Any = field(default=None, compare=False, repr=False)
 
 

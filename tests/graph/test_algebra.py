@@ -99,8 +99,15 @@ def random_step(rng: random.Random, pool: list[Tensor]) -> Step:
     index = rng.randrange(len(pool))
     x = pool[index]
     same = [i for i, t in enumerate(pool) if t.shape == x.shape]
-    kind = rng.choice(["permute", "merge", "split_dim", "cat", "split", "add", "add", "stride", "stack", "view"])
+    kinds = ["permute", "merge", "split_dim", "cat", "split", "add", "add", "stride", "stack", "view", "flip", "select"]
+    kind = rng.choice(kinds)
     dim = rng.randrange(x.dim())
+    if kind == "flip":
+        return Step("flip", (index,), dim)
+    if kind == "select":
+        size = x.shape[dim]
+        some = [rng.randrange(size) for _ in range(rng.randrange(2, 9))]
+        return Step("select", (index,), (dim, tuple(rng.choice([rng.sample(range(size), size), some]))))
     if kind == "permute":
         return Step("permute", (index,), tuple(rng.sample(range(x.dim()), x.dim())))
     if kind == "merge" and x.dim() > 1:
@@ -135,10 +142,25 @@ def view_shape(shape: tuple[int, ...], argument: tuple) -> tuple[int, ...]:
     return (argument[1], prod(shape) // argument[1])
 
 
-def run_step(step: Step, pool: list[Tensor], shapes: list[tuple[int, ...]] | None) -> list[Tensor]:
-    """The results of a step. `shapes` are predicted shapes of the results, used as sizes instead of the dense ones."""
+def run_step(
+    step: Step,
+    pool: list[Tensor],
+    shapes: list[tuple[int, ...]] | None,
+    *,
+    recorder: Recorder | None = None,
+    stays: list[int] | None = None,
+) -> list[Tensor]:
+    """The results of a step. `shapes` are predicted shapes of the results, used as sizes instead of the dense ones;
+    `stays` the positions left of what an index selects from."""
     xs = [pool[i] for i in step.operands]
     x = xs[0]
+    if step.name == "select":
+        dim, values = step.argument  # type: ignore[misc]
+        left = values if stays is None else [stays.index(v) for v in values if v in stays]
+        index = torch.tensor(left)
+        if recorder is not None:
+            recorder.constants.hold(index, f"index{len(pool)}", values)
+        return [x.index_select(dim, index)]
     if step.name == "view":
         return [x.reshape(shapes[0] if shapes else view_shape(tuple(x.shape), step.argument))]  # type: ignore[arg-type]
     if step.name == "split":
@@ -152,6 +174,7 @@ def run_step(step: Step, pool: list[Tensor], shapes: list[tuple[int, ...]] | Non
             "add": lambda: xs[0] + xs[1],
             "stride": lambda: x[(slice(None),) * step.argument + (slice(None, None, 2),)],
             "stack": lambda: torch.stack(xs, step.argument),
+            "flip": lambda: x.flip(step.argument),
         }[step.name]()
     ]
 
@@ -176,7 +199,10 @@ def node_positions(recorder: Recorder, node: int, keep: dict[int, list[int]]) ->
             offset += n
         return offset, np.concatenate(pieces)
 
-    return algebra.fold(node, atom, product, concat)[1]
+    def permuted(value: tuple[int, np.ndarray], order: tuple[int, ...]) -> tuple[int, np.ndarray]:
+        return value[0], np.array([i for i, position in enumerate(order) if position in value[1]], dtype=np.int64)
+
+    return algebra.fold(node, atom, product, concat, permuted)[1]
 
 
 def take(tensor: Tensor, positions: list[np.ndarray]) -> Tensor:
@@ -202,7 +228,7 @@ def test_cutting_a_random_program_gives_the_dense_values_at_the_kept_positions(s
         for _ in range(rng.randrange(3, 14)):
             step = random_step(rng, pool)
             program.append(step)
-            pool.extend(run_step(step, pool, None))
+            pool.extend(run_step(step, pool, None, recorder=recorder))
     axes = [recorder.axes(t) for t in pool]
     algebra = recorder.algebra
     free = {a for t in axes for n in t for a in algebra.atoms(n) if algebra.atom_frozen(a) is None}
@@ -211,6 +237,10 @@ def test_cutting_a_random_program_gives_the_dense_values_at_the_kept_positions(s
     again = [e.clone() for e in expected[: len(parameters)]]
     for step in program:
         shapes = [tuple(e.shape) for e in expected[len(again) : len(again) + (2 if step.name == "split" else 1)]]
-        again.extend(run_step(step, again, shapes))
+        stays = None
+        if step.name == "select":
+            source = step.operands[0]
+            stays = node_positions(recorder, axes[source][step.argument[0]], keep).tolist()  # type: ignore[index]
+        again.extend(run_step(step, again, shapes, stays=stays))
     for got, want in zip(again, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0)

@@ -331,9 +331,39 @@ class Neighbours(Block):
         return (tokens + sent).transpose(1, 2).view_as(x)
 
 
+class Reordered(Block):
+    """Channels by a constant index: permuted, or some left out and others twice; kept as a buffer or not."""
+
+    def __init__(self, rng: random.Random, c: int) -> None:
+        super().__init__()
+        some = [rng.randrange(c) for _ in range(rng.randrange(1, 2 * c))]
+        index = torch.tensor(rng.choice([rng.sample(range(c), c), some]))
+        if rng.random() < 0.5:
+            self.register_buffer("index", index)
+        else:
+            self.index = index
+        self.inner = Conv(rng, len(index))
+        self.width = self.inner.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.index_select(1, self.index))
+
+
+class Mirrored(Block):
+    """Added in reverse, to something else or to themselves."""
+
+    def __init__(self, rng: random.Random, c: int) -> None:
+        super().__init__()
+        self.inner = Conv(rng, c, c) if rng.random() < 0.7 else nn.Identity()
+        self.width = c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x).flip(1)
+
+
 BLOCKS: tuple[Callable[[random.Random, int], Any], ...] = (
     *(Conv, Residual, Dense, Halves, Pieces, Sliced, Shuffle, Gate, Glu, Padded, Twice, Tied, Depthwise, Attention),
-    *(BuiltInAttention, Einsum, Recurrent, CellLoop, Written, Neighbours),
+    *(BuiltInAttention, Einsum, Recurrent, CellLoop, Written, Neighbours, Reordered, Mirrored),
 )
 
 

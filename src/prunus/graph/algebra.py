@@ -1,11 +1,13 @@
 """Axis algebra: what a tensor dimension is made of, and which dimensions must be equal.
 
-A node is an atom, a row-major product (`view` makes and splits them) or a concatenation (`cat` makes them, `split`
-takes them apart). Unifying two nodes refines both to a common shape and merges their atoms, so that a whole network's
-reshapes, splits and joins come out as a few shared atoms: the prunable variables.
+A node is an atom, a row-major product (`view` makes and splits them), a concatenation (`cat` makes them, `split`
+takes them apart) or another axis with its positions in another order (`flip`, a constant permutation). Unifying two
+nodes refines both to a common shape and merges their atoms, so that a whole network's reshapes, splits and joins come
+out as a few shared atoms: the prunable variables.
 
 Parts of a product or concatenation are strictly smaller than the whole (factors of size 1 and empty pieces are
-dropped), so unification always ends and needs no occurs check. What does not align is frozen, never guessed.
+dropped), so unification always ends and needs no occurs check unless orders are about; then what does not come out is
+taken apart position by position (`prunus.graph.orders`). What does not align is frozen, never guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeVar
+
+from . import orders
 
 T = TypeVar("T")
 
@@ -35,9 +39,10 @@ class Reason:
 @dataclass(slots=True)
 class _Node:
     size: int
-    kind: str = "atom"  # "atom" | "product" | "concat"
+    kind: str = "atom"  # "atom" | "product" | "concat" | "permuted"
     parts: tuple[int, ...] = ()
     frozen: Reason | None = None
+    order: tuple[int, ...] = ()  # of "permuted": position i is position order[i] of its only part
 
 
 SIZE_ONE = Reason("its size is 1")
@@ -50,6 +55,7 @@ class AxisAlgebra:
     def __init__(self) -> None:
         self._nodes: list[_Node] = []
         self._parent: list[int] = []
+        self._ordered = False
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -72,6 +78,20 @@ class AxisAlgebra:
     def concat(self, parts: Iterable[int]) -> int:
         """One after the other. Empty pieces are dropped."""
         return self._compound("concat", [p for p in parts if self.size(p) != 0])
+
+    def permuted(self, base: int, order: Sequence[int]) -> int:
+        """The axis whose position i is position order[i] of `base`; each occurs once."""
+        base = self.find(base)
+        reason = self.frozen(base)
+        if reason is not None:
+            return self.atom(len(order), reason)
+        if self._nodes[base].kind == "permuted":
+            base, own = self.unordered(base)
+            order = [own[i] for i in order]
+        if all(i == position for i, position in enumerate(order)):
+            return base
+        self._ordered = True
+        return self._add(_Node(len(order), "permuted", (base,), order=tuple(order)))
 
     def _compound(self, kind: str, parts: Sequence[int]) -> int:
         if not parts:
@@ -101,7 +121,7 @@ class AxisAlgebra:
             root = self._parent[root]
         while self._parent[node] != root:
             self._parent[node], node = root, self._parent[node]
-        return root
+        return self._settled(root) if self._ordered and self._nodes[root].kind == "permuted" else root
 
     def size(self, node: int) -> int:
         return self._nodes[node].size
@@ -110,11 +130,33 @@ class AxisAlgebra:
         return self._nodes[self.find(node)].kind
 
     def parts(self, node: int) -> tuple[int, ...]:
-        """The parts of a product or concatenation, resolved and spliced flat."""
+        """The parts of a product or concatenation, resolved and spliced flat; the base of a permuted axis."""
         record = self._nodes[self.find(node)]
+        if record.kind == "permuted":
+            return record.parts
         flat = self._flatten(record.kind, record.parts)
         record.parts = flat
         return flat
+
+    def _settled(self, root: int) -> int:
+        """A permuted axis whose base is not permuted itself; what its orders cancel out to where they do."""
+        record = self._nodes[root]
+        base = self.find(record.parts[0])
+        inner = self._nodes[base]
+        if inner.kind == "permuted":
+            record.order = tuple(inner.order[i] for i in record.order)
+            base = inner.parts[0]
+        record.parts = (base,)
+        if any(i != position for i, position in enumerate(record.order)):
+            return root
+        self.bind(root, base)
+        return base
+
+    def unordered(self, node: int) -> tuple[int, tuple[int, ...]]:
+        """(base, order): what an axis is but for the order of its positions, and that order."""
+        root = self.find(node)
+        record = self._nodes[root]
+        return (record.parts[0], record.order) if record.kind == "permuted" else (root, tuple(range(record.size)))
 
     def atoms(self, node: int) -> list[int]:
         """The distinct atoms that a node is made of."""
@@ -146,14 +188,21 @@ class AxisAlgebra:
         return self._nodes[self.find(atom)].frozen
 
     def fold(
-        self, node: int, atom: Callable[[int], T], product: Callable[[list[T]], T], concat: Callable[[list[T]], T]
+        self,
+        node: int,
+        atom: Callable[[int], T],
+        product: Callable[[list[T]], T],
+        concat: Callable[[list[T]], T],
+        permuted: Callable[[T, tuple[int, ...]], T] = lambda value, _: value,
     ) -> T:
-        """Evaluate an expression bottom-up."""
+        """Evaluate an expression bottom-up. By default the order of positions has no say in it."""
         root = self.find(node)
         kind = self._nodes[root].kind
         if kind == "atom":
             return atom(root)
-        values = [self.fold(part, atom, product, concat) for part in self.parts(root)]
+        values = [self.fold(part, atom, product, concat, permuted) for part in self.parts(root)]
+        if kind == "permuted":
+            return permuted(values[0], self._nodes[root].order)
         return product(values) if kind == "product" else concat(values)
 
     # --------------------------------------------------------------------------------------------------- refinement
@@ -164,7 +213,8 @@ class AxisAlgebra:
             if self._nodes[atom].frozen is None:
                 self._nodes[atom].frozen = reason
 
-    def _bind(self, atom: int, expression: int) -> None:
+    def bind(self, atom: int, expression: int) -> None:
+        """Make an atom an expression, everywhere. The expression must not contain it."""
         self._parent[atom] = expression
 
     def unify(self, left: int, right: int) -> None:
@@ -180,16 +230,18 @@ class AxisAlgebra:
                 self.freeze(other, reason)
                 return
         kinds = self._nodes[left].kind, self._nodes[right].kind
+        if self._ordered and orders.unify(self, left, right, kinds):
+            return
         if kinds[0] == "atom":
-            self._bind(left, right)
+            self.bind(left, right)
         elif kinds[1] == "atom":
-            self._bind(right, left)
+            self.bind(right, left)
         elif kinds == ("concat", "concat"):
             self._unify_concats(left, right)
         elif kinds == ("product", "product"):
             self._unify_products(left, right)
         else:
-            cat, product = (left, right) if kinds[0] == "concat" else (right, left)
+            cat, product = (left, right) if kinds[1] == "product" else (right, left)
             first, *rest = self.parts(product)
             outer, inner = self.split_product(cat, self.size(first))
             self.unify(outer, first)
@@ -251,10 +303,12 @@ class AxisAlgebra:
         kind = self._nodes[node].kind
         if kind == "atom":
             left, right = self.atom(at), self.atom(size - at)
-            self._bind(node, self._add(_Node(size, "concat", (left, right))))
+            self.bind(node, self._add(_Node(size, "concat", (left, right))))
             return left, right
         if kind == "concat":
             return self._cut_concat(node, at)
+        if kind == "permuted":
+            return orders.cut(self, node, at)
         outer, *inner = self.parts(node)
         row = prod(map(self.size, inner))
         if at % row == 0:
@@ -294,10 +348,12 @@ class AxisAlgebra:
         kind = self._nodes[node].kind
         if kind == "atom":
             outer, inner = self.atom(outer_size), self.atom(inner_size)
-            self._bind(node, self._add(_Node(size, "product", (outer, inner))))
+            self.bind(node, self._add(_Node(size, "product", (outer, inner))))
             return outer, inner
         if kind == "product":
             return self._split_product_of_products(node, outer_size)
+        if kind == "permuted":
+            return orders.split_product(self, node, outer_size, MISALIGNED)
         return self._split_concat(node, inner_size)
 
     def _split_product_of_products(self, node: int, outer_size: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..types import Axis, Concat, Fixed, Graph, Product, Size, TensorInfo, Units
+from ..types import Axis, Concat, Fixed, Graph, Permuted, Product, Size, TensorInfo, Units
 
 Positions = NDArray[np.int64]
 Counts = Mapping[str, int]
@@ -60,6 +60,10 @@ def positions(axis: Axis, keep: Mapping[str, Sequence[int] | Positions]) -> Posi
             pieces.append(positions(part, keep) + offset)
             offset += part.size
         return np.concatenate(pieces)
+    if isinstance(axis, Permuted):
+        stays = np.zeros(axis.size, dtype=bool)
+        stays[positions(axis.base, keep)] = True
+        return np.flatnonzero(stays[list(axis.order)])
     return np.arange(axis.size, dtype=np.int64)
 
 
@@ -88,6 +92,8 @@ def unit_positions(axis: Axis, group: str) -> Positions:
 def _rows(axis: Axis, group: str) -> Positions:
     if isinstance(axis, Units):
         return np.arange(axis.size, dtype=np.int64)[:, None]
+    if isinstance(axis, Permuted):
+        return np.sort(np.argsort(axis.order)[_rows(axis.base, group)], axis=1)
     assert isinstance(axis, Product | Concat)
     holders = [i for i, part in enumerate(axis.parts) if group in groups_of(part)]
     if isinstance(axis, Concat):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ..errors import InputError, UnknownNameError
-from ..types import Attribute, AttributeChange, Axis, Cut, Graph, OperatorShape, Plan, Reduction, TensorCut
+from ..types import Attribute, AttributeChange, Axis, Cut, Graph, IndexCut, OperatorShape, Plan, Reduction, TensorCut
 from .counting import groups_of, positions, size, size_of
 
 
@@ -50,6 +50,7 @@ def plan_from(graph: Graph, keep: Mapping[str, Sequence[int]], criterion: str = 
         neutral=all(groups[cut.group].neutral for cut in cuts),
         criterion=criterion,
         reductions=tuple(_reductions(graph, kept_units)),
+        indices=tuple(_index_cuts(graph, kept_units)),
         example=graph.example,
     )
 
@@ -92,6 +93,13 @@ def _reductions(graph: Graph, kept: Mapping[str, Sequence[int]]) -> Iterator[Red
                 stays[axis] = tuple(positions(axis, kept).tolist()) if groups_of(axis) & kept.keys() else ()
             if stays[axis]:
                 yield Reduction(operator.name, operator.module, call, dim, axis.size, stays[axis])
+
+
+def _index_cuts(graph: Graph, kept: Mapping[str, Sequence[int]]) -> Iterator[IndexCut]:
+    """Indices into axes that lose positions."""
+    for selection in graph.selections:
+        if groups_of(selection.axis) & kept.keys():
+            yield IndexCut(selection.tensor, selection.axis.size, tuple(positions(selection.axis, kept).tolist()))
 
 
 def _attribute_changes(attributes: Sequence[Attribute], counts: Mapping[str, int]) -> tuple[AttributeChange, ...]:

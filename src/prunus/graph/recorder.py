@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..types import Role
 from .algebra import AxisAlgebra, Reason
+from .constants import Constants
 from .kinds import Watcher
 from .shortcuts import output_of
 
@@ -124,8 +125,15 @@ class Recorder(TorchDispatchMode):
     """Runs the rules of operators while a model runs. Results: `calls`, `named` and which of them
     were `read`, the algebra, and what was frozen."""
 
-    def __init__(self, model: nn.Module, stack: ModuleStack, rules: Callable[[Any], Rule | None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        stack: ModuleStack,
+        rules: Callable[[Any], Rule | None],
+        constants: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         super().__init__()
+        self.constants = Constants()
         self.algebra = AxisAlgebra()
         self.stack = stack
         self.calls: list[Call] = []
@@ -151,6 +159,7 @@ class Recorder(TorchDispatchMode):
         self._reduces: list[tuple[int, int]] = []
         self._weight = ""
         self._register(model)
+        self.constants.register(model, constants or {})
 
     # ------------------------------------------------------------------------------------------------ named tensors
 
@@ -198,6 +207,7 @@ class Recorder(TorchDispatchMode):
         axes = self._axes.get(id(tensor))
         if id(tensor) in self._by_id:
             self.read.add(self._by_id[id(tensor)])
+        self.constants.read(tensor)
         if self._stacked and id(tensor) in self._stacked:
             self._tie_rows(*self._stacked.pop(id(tensor)))
         if id(tensor) in self._picked:
@@ -308,6 +318,18 @@ class Recorder(TorchDispatchMode):
         """Count coefficient * product of sizes multiply-accumulates for the present call."""
         self._pending.append((coefficient, tuple(nodes)))
 
+    def selects(self, name: str, source: int, chosen: int) -> None:
+        """Say that the index of that name selects one axis from another, and is renumbered as that shrinks."""
+        before = self.constants.selects.setdefault(name, source)
+        if self.algebra.size(before) == self.algebra.size(source):
+            self.algebra.unify(before, source)
+        else:
+            for axis in (before, source):
+                self.freeze(axis, "an index selects from axes of different sizes")
+        if name in self.named:
+            self.read.add(name)
+            self.algebra.unify(self.named[name].axes[0], chosen)
+
     def multiple(self, node: int, of: int, text: str) -> None:
         """Say that the size of an axis has to stay a multiple of a number."""
         if of > 1 and self.algebra.frozen(node) is None:
@@ -334,7 +356,9 @@ class Recorder(TorchDispatchMode):
         elif self._loose or self._uniform:
             self._tie(func, args)
         rule = self._rules(func)
-        if rule is None:
+        if self.constants.follow(name, args, out):
+            self.set(out, (self.fixed(size) for size in out.shape))
+        elif rule is None:
             self._freeze_all(name, args, kwargs, out)
         else:
             rule(self, func, args, kwargs, out)
@@ -371,22 +395,3 @@ class Recorder(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and not self.known(tensor):
                 self.set(tensor, (self.algebra.atom(size, reason) for size in tensor.shape))
-
-
-class ShapeRecorder(TorchDispatchMode):
-    """Records only names, modules and output shapes: what a second trace is compared by."""
-
-    def __init__(self, stack: ModuleStack) -> None:
-        super().__init__()
-        self.stack = stack
-        self.calls: list[tuple[str, str, tuple[tuple[int, ...], ...]]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = output_of(func, args, kwargs or {})
-        name = func._schema.name
-        if name not in SKIPPED:
-            shapes = tuple(tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor))
-            self.calls.append((name, self.stack.name, shapes))
-        return out

@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
 from ..types import OperatorShape
 from . import inputs as example
 from .caches import drop_caches
-from .recorder import ModuleStack, ShapeRecorder
+from .recorder import SKIPPED, ModuleStack
+from .shortcuts import output_of
 
 T = TypeVar("T")
 
@@ -65,6 +67,25 @@ def _detached(value: Any) -> Any:
 def has_weights(model: nn.Module) -> bool:
     """False if some parameter lies on the meta device, so that only a trace without values is possible."""
     return all(p.device.type != "meta" for p in model.parameters())
+
+
+class ShapeRecorder(TorchDispatchMode):
+    """Records only names, modules and output shapes: what a second trace is compared by."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self.stack = stack
+        self.calls: list[tuple[str, str, tuple[tuple[int, ...], ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = output_of(func, args, kwargs or {})
+        name = func._schema.name
+        if name not in SKIPPED:
+            shapes = tuple(tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor))
+            self.calls.append((name, self.stack.name, shapes))
+        return out
 
 
 def shapes_of(model: nn.Module, inputs: Any) -> tuple[OperatorShape, ...]:

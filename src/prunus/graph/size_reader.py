@@ -58,6 +58,8 @@ class SizeReader(TorchFunctionMode):
         if name in _ARITHMETIC:
             for value in args:
                 self.factor(value)
+        if name == "__getitem__" and args[0].is_meta:
+            args = (args[0], _with_values(args[1]))
         out = func(*args, **kwargs)
         handler = _HANDLERS.get(name)
         if handler is not None:
@@ -111,6 +113,14 @@ class SizeReader(TorchFunctionMode):
         for axis, value in zip(self.recorder.axes(out)[::-1], list(values)[::-1]):
             if isinstance(value, int) and value >= 0:
                 self.note(axis, value, text)
+
+
+def _with_values(key: Any) -> Any:
+    """The key of a subscript with lists of positions as tensors that have values: torch would make empty ones."""
+    if isinstance(key, tuple):
+        return tuple(map(_with_values, key))
+    whole = isinstance(key, list) and key and all(isinstance(v, int) and not isinstance(v, bool) for v in key)
+    return torch.tensor([int(v) for v in key]) if whole else key
 
 
 def _nobody(what: str, size: Any, other: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,29 +12,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, UnknownNameError
-from ..types import (
-    Attribute,
-    Axis,
-    Concat,
-    Coupled,
-    Fixed,
-    Graph,
-    Group,
-    Operator,
-    Place,
-    Product,
-    Refusal,
-    TensorInfo,
-    Units,
-)
+from ..types import Graph, TensorInfo
+from . import description
 from . import inputs as example
-from .algebra import SIZE_ONE, Reason
+from .algebra import Reason
+from .constants import index_constants
 from .construction import Construction, join_unread
 from .construction import equations as construction_equations
-from .equations import Solution, proportional, solve
-from .kinds import kinds
+from .equations import Solution, solve
 from .outputs import held
-from .parametrized import follow_parametrizations, plain_name
+from .parametrized import follow_parametrizations
 from .provenance import (
     Equation,
     FromAttribute,
@@ -53,9 +40,6 @@ from .size_reader import SizeReader
 from .unread import unread_equations
 
 Keep = Iterable[str | nn.Module | Callable[[str], bool]]
-
-QUIET = {"its size is 1", "a kernel's extent", "its size follows from the input"}
-"""Reasons that are no news: such dimensions never were units."""
 
 
 @dataclass
@@ -97,8 +81,10 @@ def trace(
     example.check(example_inputs)
     kept = resolve_keep(model, keep)
 
+    constants = index_constants(model)
+
     def observe(copied: nn.Module, given: Any, armed: bool) -> _Recording:
-        return _record(copied, given, armed, outputs == "keep")
+        return _record(copied, given, armed, outputs == "keep", constants)
 
     metas = [(True, True), (True, False)]
     recording = attempt(
@@ -133,9 +119,11 @@ def resolve_keep(model: nn.Module, keep: Keep) -> dict[str, str]:
     return result
 
 
-def _record(model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool) -> _Recording:
+def _record(
+    model: nn.Module, inputs: Any, armed: bool, keep_outputs: bool, constants: Mapping[str, tuple[int, ...]]
+) -> _Recording:
     stack = ModuleStack(model)
-    recorder = Recorder(model, stack, rule_for)
+    recorder = Recorder(model, stack, rule_for, constants)
     follow_parametrizations(recorder, model)
     if armed:
         arm(model)
@@ -210,27 +198,29 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any, constructio
             for dim in dims:
                 if dim < len(known.axes):
                     algebra.freeze(known.axes[dim], Reason(f"keep={asked!r} protects it"))
+    _freeze_used_otherwise(recorder)
     _freeze_unread(recorder, join_unread(construction, recorder) if construction else set())
     _adopt_orphans(recorder)
     _freeze_orphans(recorder)
     built_with = construction_equations(construction, recorder) if construction else ()
     solution = solve(algebra, [*recording.equations, *built_with], recorder.multiples)
     _tag_factors(recorder, recording.factors, solution)
-    names = _name_atoms(recorder)
-    axis = _Converter(recorder, names)
+    names = description.name_atoms(recorder)
+    axis = description.Converter(recorder, names)
     return Graph(
-        groups=_groups(recorder, names, axis),
-        unprunable=tuple(_refusals(recorder)),
-        coupled=tuple(_coupled(solution, names)),
+        groups=description.groups_of(recorder, names, axis),
+        unprunable=tuple(description.refusals(recorder)),
+        coupled=tuple(description.coupled_sets(solution, names)),
         tensors={
             n: TensorInfo(tuple(map(axis, t.axes)), t.itemsize, t.is_parameter, tuple(t.aliases))
             for n, t in recorder.named.items()
         },
-        operators=tuple(_operators(recorder, axis)),
-        attributes=tuple(_attributes(recorder, solution, axis)),
+        operators=tuple(description.operators(recorder, axis)),
+        attributes=tuple(description.attributes(recorder, solution, axis)),
         inputs=example.describe(inputs),
         batch=example.batch_size(inputs),
         uncounted=tuple(sorted(recorder.unknown)),
+        selections=tuple(description.selections(recorder, axis)),
         example=inputs,
     )
 
@@ -243,6 +233,13 @@ def _freeze_unread(recorder: Recorder, joined: set[tuple[str, int]]) -> None:
         for dim, axis in enumerate(recorder.named[name].axes):
             if (name, dim) not in joined:
                 recorder.algebra.freeze(axis, reason)
+
+
+def _freeze_used_otherwise(recorder: Recorder) -> None:
+    """An index that is renumbered must mean nothing else."""
+    for name, axis in recorder.constants.selects.items():
+        if name in recorder.constants.used_otherwise:
+            recorder.algebra.freeze(axis, Reason(f"{name} selects from it, and is used otherwise too"))
 
 
 def _tag_factors(recorder: Recorder, factors: list[tuple[Tree, str]], solution: Solution) -> None:
@@ -289,130 +286,3 @@ def _freeze_orphans(recorder: Recorder) -> None:
                 algebra.freeze(node, reason)
             elif node in stored and node not in made:
                 algebra.freeze(node, read_only)
-
-
-def _name_atoms(recorder: Recorder) -> dict[int, str]:
-    """Free atom -> group name, after the module that makes the units."""
-    algebra = recorder.algebra
-    names: dict[int, str] = {}
-    taken: set[str] = set()
-    ranked = sorted(recorder.named.values(), key=lambda n: (not n.is_parameter, "out" not in n.roles.values()))
-    for only_out in (True, False):
-        for named in ranked:
-            for dim, axis in enumerate(named.axes):
-                if only_out and named.roles.get(dim) != "out":
-                    continue
-                for atom, suffix in _labelled(recorder, axis):
-                    if atom not in names:
-                        plain = plain_name(named.name)
-                        base = plain.removesuffix(".weight") if only_out else f"{plain}:{dim}"
-                        name = base + suffix
-                        while name in taken:
-                            name += "'"
-                        names[atom] = name
-                        taken.add(name)
-    del algebra
-    return names
-
-
-def _labelled(recorder: Recorder, axis: int) -> Iterator[tuple[int, str]]:
-    """The free atoms of an axis, each with where it stands: "[8:24]" in a concatenation, "/0" in a product."""
-    algebra = recorder.algebra
-    kind = algebra.kind(axis)
-    if kind == "atom":
-        atom = algebra.find(axis)
-        if algebra.atom_frozen(atom) is None:
-            yield atom, ""
-        return
-    offset = 0
-    for index, part in enumerate(algebra.parts(axis)):
-        size = algebra.size(part)
-        label = f"/{index}" if kind == "product" else f"[{offset}:{offset + size}]"
-        for atom, suffix in _labelled(recorder, part):
-            yield atom, label + suffix
-        offset += size
-
-
-class _Converter:
-    """Axis nodes to axis expressions, each made once."""
-
-    def __init__(self, recorder: Recorder, names: dict[int, str]) -> None:
-        self._algebra = recorder.algebra
-        self._names = names
-        self._made: dict[int, Axis] = {}
-
-    def __call__(self, node: int) -> Axis:
-        root = self._algebra.find(node)
-        if root not in self._made:
-            self._made[root] = self._make(root)
-        return self._made[root]
-
-    def _make(self, root: int) -> Axis:
-        algebra = self._algebra
-        if root in self._names:
-            return Units(self._names[root], algebra.size(root))
-        if algebra.kind(root) == "atom" or algebra.frozen(root) is not None:
-            return Fixed(algebra.size(root))
-        parts = tuple(self(part) for part in algebra.parts(root))
-        return Product(parts) if algebra.kind(root) == "product" else Concat(parts)
-
-
-def _groups(recorder: Recorder, names: dict[int, str], axis: Callable[[int], Axis]) -> tuple[Group, ...]:
-    algebra = recorder.algebra
-    places: dict[int, list[Place]] = {atom: [] for atom in names}
-    for name, named in recorder.named.items():
-        for dim, node in enumerate(named.axes):
-            for atom in algebra.atoms(node):
-                if atom in places:
-                    places[atom].append(Place(name, dim, axis(node), named.roles.get(dim, "other")))
-    order = {name: i for i, name in enumerate(recorder.named)}
-    tags = {algebra.find(a): why for node, why in recorder.not_neutral.items() for a in algebra.atoms(node)}
-
-    kind = kinds(recorder, names)
-
-    def group(atom: int) -> Group:
-        why = tags.get(atom, "")
-        return Group(names[atom], algebra.size(atom), tuple(places[atom]), not why, why, kind[atom])
-
-    made = [group(atom) for atom in names]
-    return tuple(sorted(made, key=lambda g: min(order[p.tensor] for p in g.places)))
-
-
-def _refusals(recorder: Recorder) -> Iterator[Refusal]:
-    """Parameter dimensions that cannot shrink, wholly or in part, and why; one entry per dimension and reason."""
-    algebra = recorder.algebra
-    for name, named in recorder.named.items():
-        if not named.is_parameter:
-            continue
-        for dim, node in enumerate(named.axes):
-            reasons = {algebra.atom_frozen(a) for a in algebra.atoms(node)} - {None, SIZE_ONE}
-            for reason in reasons:
-                assert reason is not None
-                if reason.text not in QUIET:
-                    what = f"{name} dimension {dim} ({algebra.size(node)})"
-                    yield Refusal(what, reason.text, reason.operator, reason.module, reason.source, reason.remedy)
-
-
-def _coupled(solution: Solution, names: dict[int, str]) -> Iterator[Coupled]:
-    for chosen, steps in solution.steps.items():
-        if proportional(steps):
-            yield Coupled({names[a]: step for a, step in steps.items()}, solution.reasons.get(chosen, ""))
-
-
-def _operators(recorder: Recorder, axis: Callable[[int], Axis]) -> Iterator[Operator]:
-    for call in recorder.calls:
-        yield Operator(
-            call.name,
-            call.module,
-            call.source,
-            tuple(tuple(map(axis, axes)) for axes in call.outputs),
-            tuple((coefficient, tuple(map(axis, nodes))) for coefficient, nodes in call.multiply_adds),
-            call.weight,
-            tuple((dim, axis(node)) for dim, node in call.reduces if recorder.algebra.frozen(node) is None),
-        )
-
-
-def _attributes(recorder: Recorder, solution: Solution, axis: Callable[[int], Axis]) -> Iterator[Attribute]:
-    for (module, name), node in solution.attributes.items():
-        if recorder.algebra.frozen(node) is None:
-            yield Attribute(module, name, axis(node))

@@ -143,7 +143,7 @@ def stage(model: nn.Module, plan: Plan) -> Staged:
             f"plan must be a prunus Plan, got {type(plan).__name__}; prunus.plan(graph, scores, ...) makes one"
         )
     keeps = _keeps(model, plan)
-    new = _with_computed(model, keeps, _sliced(model, keeps))
+    new = {**_with_computed(model, keeps, _sliced(model, keeps)), **_renumbered(model, plan)}
     planned = _planned(model, plan)
     values = {**planned, **_mended(model, plan, keeps, new, planned)}
     changed = tuple((module, name, value) for (module, name), value in values.items())
@@ -199,6 +199,23 @@ def _sliced(model: nn.Module, keeps: Mapping[str, Mapping[int, tuple[int, ...]]]
         name: (old := tensors.find(model, name), tensors.sliced(old, {d: indices[id(k)] for d, k in dims.items()}))
         for name, dims in keeps.items()
     }
+
+
+def _renumbered(model: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
+    """Constant indices before and after, checked."""
+    new: dict[str, tuple[Tensor, Tensor]] = {}
+    for cut in plan.indices:
+        old = tensors.find(model, cut.tensor)
+        values = [int(value) for value in old.flatten()] if old.dim() == 1 and not old.is_floating_point() else []
+        if not values or not all(-cut.size <= value < cut.size for value in values):
+            raise SurgeryError(
+                f"the plan renumbers {cut.tensor!r} as an index into {cut.size} positions, but it holds "
+                f"{values[:8] or tuple(old.shape)}: was the model already cut?"
+            )
+        place = {position: number for number, position in enumerate(cut.keep)}
+        stays = [place[value % cut.size] for value in values if value % cut.size in place]
+        new[cut.tensor] = old, tensors.converted(old, lambda data, stays=stays: data.new_tensor(stays))
+    return new
 
 
 def _with_computed(

@@ -15,6 +15,7 @@ from ..errors import InputError, StoredFileError
 from ..types import (
     AttributeChange,
     Cut,
+    IndexCut,
     InputSpec,
     Mixture,
     OperatorShape,
@@ -26,9 +27,11 @@ from ..types import (
     Vocabulary,
 )
 
-FORMAT, FORMAT_WITH_DEPTH = "prunus.plan/1", "prunus.plan/2"
-"""A plan that leaves blocks out, or makes parametrised tensors permanent, is of the second format, so that versions
-that do not know of it refuse it."""
+FORMAT, FORMAT_WITH_DEPTH, FORMAT_WITH_INDICES = "prunus.plan/1", "prunus.plan/2", "prunus.plan/3"
+"""A plan that leaves blocks out, or makes parametrised tensors permanent, is of the second format, and one that
+renumbers indices of the third, so that versions that do not know of it refuse it."""
+
+FORMATS = (FORMAT, FORMAT_WITH_DEPTH, FORMAT_WITH_INDICES)
 
 T = TypeVar("T")
 
@@ -37,8 +40,9 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 def to_json(plan: Plan) -> str:
     """The plan as one JSON object. Its real example inputs are not written."""
+    before_cuts = plan.depth or plan.permanent
     data = {
-        "format": FORMAT_WITH_DEPTH if plan.depth or plan.permanent else FORMAT,
+        "format": FORMAT_WITH_INDICES if plan.indices else FORMAT_WITH_DEPTH if before_cuts else FORMAT,
         "criterion": plan.criterion,
         "neutral": plan.neutral,
         "before": asdict(plan.before),
@@ -47,8 +51,9 @@ def to_json(plan: Plan) -> str:
             "layout": plan.inputs.layout,
             "tensors": {path: [list(shape), *rest] for path, (shape, *rest) in plan.inputs.tensors.items()},
         },
-        **({"depth": [asdict(removal) for removal in plan.depth]} if plan.depth or plan.permanent else {}),
+        **({"depth": [asdict(removal) for removal in plan.depth]} if before_cuts else {}),
         **({"permanent": list(plan.permanent)} if plan.permanent else {}),
+        **({"indices": [[i.tensor, i.size, ranges(i.keep)] for i in plan.indices]} if plan.indices else {}),
         "cuts": [{"group": c.group, "size": c.size, "keep": ranges(c.keep)} for c in plan.cuts],
         "tensors": [{"tensor": t.tensor, "dim": t.dim, "size": t.size, "keep": ranges(t.keep)} for t in plan.tensors],
         "attributes": [asdict(change) for change in plan.attributes],
@@ -76,13 +81,13 @@ def from_json(text: str, *, source: str = "the plan") -> Plan:
     except (TypeError, ValueError) as error:
         raise StoredFileError(f"{source} is not valid JSON: {error}") from error
     found = data.get("format") if isinstance(data, dict) else type(data).__name__
-    if found not in (FORMAT, FORMAT_WITH_DEPTH):
+    if found not in FORMATS:
         raise StoredFileError(
-            f"{source} has the format {found!r}; this version of prunus reads {FORMAT!r} and {FORMAT_WITH_DEPTH!r}"
+            f"{source} has the format {found!r}; this version of prunus reads {', '.join(map(repr, FORMATS))}"
         )
-    if found == FORMAT:
-        data = {**data, "depth": []}
-    data = {"permanent": [], **data}
+    if found != FORMAT_WITH_DEPTH:
+        data = {"depth": [], **data}
+    data = {"permanent": [], "indices": [], **data}
     return Plan(**{name: _field(source, data, name, read) for name, read in _FIELDS.items()})
 
 
@@ -201,6 +206,11 @@ def _mixture(value: Any) -> Mixture:
     return Mixture(_is(str, router), _is(int, size), positions(keep), _is(str, members))
 
 
+def _index_cut(value: Any) -> IndexCut:
+    tensor, size, keep = value
+    return IndexCut(_is(str, tensor), _is(int, size), positions(keep))
+
+
 def _inputs(value: Any) -> InputSpec:
     if value["layout"] not in ("tensor", "tuple", "dict"):
         raise ValueError(f"layout is {value['layout']!r}, expected 'tensor', 'tuple' or 'dict'")
@@ -230,4 +240,5 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "reductions": _items(_reduction),
     "vocabulary": _vocabulary,
     "mixtures": _items(_mixture),
+    "indices": _items(_index_cut),
 }

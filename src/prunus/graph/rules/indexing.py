@@ -8,17 +8,39 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .. import orders
 from ..recorder import Recorder, Rule
 from .pointwise import broadcast
 
 WHY = "it is indexed by values"
 
 
+def _selected(recorder: Recorder, source: Tensor, dim: int, index: Tensor) -> int | None:
+    """The axis of what a constant index selects, where that follows the axis that it selects from; else None."""
+    algebra, axis = recorder.algebra, recorder.axes(source)[dim]
+    known = recorder.constants.of(index, source) if index.dim() == 1 else None
+    if known is None or algebra.frozen(axis) is not None:
+        return None
+    name, values = known
+    if not name and min(values) >= 0:
+        first, _ = algebra.cut(axis, max(values) + 1)
+        recorder.freeze(first, "it is indexed by numbers in the code", "keep the index in a buffer of the module")
+        return recorder.fixed(len(values), WHY)
+    chosen = orders.selected(algebra, axis, [v % source.shape[dim] for v in values]) if name else None
+    if chosen is not None:
+        recorder.selects(name, axis, chosen)
+    return chosen
+
+
 def index_select(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source: Tensor = args[0]
     dim = args[1] % max(1, source.dim())
     index: Tensor = args[2]
+    selected = _selected(recorder, source, dim, index)
     axes = list(recorder.axes(source))
+    if selected is not None:
+        recorder.set(out, [*axes[:dim], selected, *axes[dim + 1 :]])
+        return
     recorder.freeze(axes[dim], WHY)
     chosen = recorder.axes(index)
     recorder.set(out, [*axes[:dim], *(chosen if index.dim() else ()), *axes[dim + 1 :]])
@@ -86,6 +108,11 @@ def index(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     indices = _spread(source, list(args[1]))
     axes = recorder.axes(source)
     used = [d for d, i in enumerate(indices) if i is not None]
+    if len(used) == 1 and (only := indices[used[0]]) is not None:
+        selected = _selected(recorder, source, used[0], only)
+        if selected is not None:
+            recorder.set(out, [*axes[: used[0]], selected, *axes[used[0] + 1 :]])
+            return
     for dim in used:
         recorder.freeze(axes[dim], WHY)
     rest = [axis for d, axis in enumerate(axes) if indices[d] is None]

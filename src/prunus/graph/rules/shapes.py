@@ -180,7 +180,7 @@ def repeat(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def freeze_dim(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """roll, flip, sort, cumsum: the order of positions matters, so the axes named in the arguments freeze."""
+    """roll, sort, cumsum: the order of positions matters, so the axes named in the arguments freeze."""
     source: Tensor = args[0]
     position = {"aten::roll": 2, "aten::topk": 2}.get(func._schema.name, 1)
     dims = args[position] if len(args) > position else kwargs.get("dim", kwargs.get("dims", -1))
@@ -193,6 +193,14 @@ def freeze_dim(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
             tensor,
             axes if same else [a if n == m else recorder.fixed(n) for a, n, m in zip(axes, tensor.shape, source.shape)],
         )
+
+
+def flip(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """The last position comes first, whatever the size."""
+    axes = list(recorder.axes(args[0]))
+    for dim in argument(args, kwargs, 1, "dims"):
+        axes[dim] = recorder.algebra.permuted(axes[dim], range(recorder.algebra.size(axes[dim]) - 1, -1, -1))
+    recorder.set(out, axes)
 
 
 def freeze_last_two(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -251,7 +259,7 @@ RULES: dict[str, Rule] = {
     "aten::slice": slice_,
     "aten::repeat": repeat,
     "aten::roll": freeze_dim,
-    "aten::flip": freeze_dim,
+    "aten::flip": flip,
     "aten::sort": freeze_dim,
     "aten::topk": freeze_dim,
     "aten::cumprod": freeze_dim,
