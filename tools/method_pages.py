@@ -22,6 +22,7 @@ from typing import Any
 from prunus.criteria import criterion_of
 from prunus.evaluation.significance import wilson
 from prunus.methods import Card, methods
+from prunus.methods.calls import recipe_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "docs" / "methods"
@@ -80,6 +81,7 @@ def page(card: Card, measured: Measured) -> str:
         *([f"Departures and choices: {card.departures}."] if card.departures else []),
         "## How to call it",
         f"<!-- not run: model, data and config are yours -->\n```python\n{card.how}\n```",
+        *_recipe(card),
         *_documentation(card),
         "## Measured here",
         *_evidence(card, measured),
@@ -114,6 +116,12 @@ def index(cards: Sequence[Card]) -> str:
         table(("method", "removes", "when", "rate", "selection", "reads", "definition", "authors"), rows),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _recipe(card: Card) -> Iterable[str]:
+    line = recipe_of(card)
+    if line:
+        yield f"In a [recipe](../recipes.md) of `prunus run`:\n\n```yaml\n{line}\n```"
 
 
 def _documentation(card: Card) -> Iterable[str]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from prunus.criteria import CRITERIA
 from prunus.criteria.table import NEEDS
 from prunus.evaluation import MEASURES
-from prunus.pipeline.recipe import Recipe
+from prunus.pipeline.recipe import MethodPart, Recipe
 from prunus.report.page import SECTIONS
 from prunus.training import Distillation, TrainingConfig
 
@@ -149,6 +149,8 @@ def recipe_fields() -> Iterator[tuple[str, str, Any]]:
                     yield from ((name, f"{inner}.{leaf}", value) for leaf, value in plain(default).items())
                 else:
                     yield name, inner, ... if its.is_required() else plain(default)
+    for inner, its in MethodPart.model_fields.items():
+        yield "method", inner, ... if its.is_required() else plain(its.get_default(call_default_factory=True))
     for inner in dataclasses.fields(TrainingConfig):
         yield "train and recover", inner.name, plain(inner.default)
     for inner in dataclasses.fields(Distillation):

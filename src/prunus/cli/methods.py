@@ -24,6 +24,7 @@ def methods(
     """
     from ..errors import InputError
     from ..methods import Card, card_of, select
+    from ..methods.calls import options_of, recipe_of
 
     if name is not None:
         cards = [card_of(name)]
@@ -33,8 +34,10 @@ def methods(
         if wrong:
             raise InputError(f"--where {wrong[0]!r} must be FACET=VALUE, such as level=filter")
         cards = select(**{key: value for key, _, value in pairs})
+    told = [f.name for f in fields(Card) if f.name != "run"]
     plain = [
-        {f.name: getattr(card, f.name) for f in fields(Card) if f.name != "run"} | {"status": card.status}
+        {key: getattr(card, key) for key in (*told, "status")}
+        | {"recipe": recipe_of(card), "options": options_of(card)}
         for card in cards
     ]
     shown = (
@@ -53,4 +56,6 @@ def methods(
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={default!r}" for name, default in value.items())
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from .options import Json, Out
 from .output import Output, shown, table
+
+if TYPE_CHECKING:
+    from ..pipeline import Recipe
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="key.sub=value overrides a field of the recipe; repeat it.")
@@ -63,12 +66,7 @@ def _go(recipe: Path, out: Path | None, overrides: Sequence[str], from_step: int
 
     speak = Output(json)
     checked = load_recipe(recipe, overrides)
-    amount = checked.objective.target or {"ratio": checked.prune.ratio}
-    wanted = ", ".join(f"{name} {value}" for name, value in amount.items())
-    speak.say(
-        f"prunus run: {checked.model.name} on {checked.data.spec}, criterion {checked.prune.criterion}, {wanted}, "
-        f"seed {checked.seed}"
-    )
+    speak.say(f"prunus run: {checked.model.name} on {checked.data.spec}, {_wanted(checked)}, seed {checked.seed}")
     with speak.log():
         done = go(
             recipe,
@@ -81,6 +79,14 @@ def _go(recipe: Path, out: Path | None, overrides: Sequence[str], from_step: int
     speak.result(_brief(done.directory, done.report), *_tables(done.report))
     page = done.directory / "report.html"
     speak.say(f"report: {page if page.exists() else done.directory / 'report.md'}")
+
+
+def _wanted(recipe: Recipe) -> str:
+    method = recipe.method
+    by = f"method {method.name}" if method else f"criterion {recipe.prune.criterion}"
+    own = {"ratio": recipe.prune.ratio} if method is None else {"amount": method.amount}
+    amount = recipe.objective.target or own
+    return ", ".join([by, *(f"{name} {value}" for name, value in amount.items() if value is not None)])
 
 
 def _brief(directory: Path, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _override(plain: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         inner = part.get(key)
         if not isinstance(inner, dict):
-            short = {"model": "name", "data": "spec"}.get(key)
+            short = {"model": "name", "data": "spec", "method": "name"}.get(key)
             part[key] = {short: inner} if short and isinstance(inner, str) else {}
         part = part[key]
     part[keys[-1]] = value

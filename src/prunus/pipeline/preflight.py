@@ -19,6 +19,7 @@ from ..graph import trace
 from ..types import Graph, Scores
 from . import names
 from .budgets import target_of
+from .by_method import checked
 from .device_runs import amount_of_memory
 from .work import Work
 
@@ -38,6 +39,7 @@ def preflight(work: Work) -> None:
     recipe = work.recipe
     checks: dict[str, Callable[[], object]] = {
         "prune.criterion": lambda: work.criterion,
+        "method": lambda: recipe.method and checked(work),
         "objective.baselines": lambda: [criterion_of(name) for name in recipe.objective.baselines],
         "prune.normalise": lambda: _known_normaliser(recipe.prune.normalise),
         "evaluate.measures": lambda: resolve(recipe.evaluate.measures),

@@ -115,6 +115,22 @@ class PrunePart(Part):
     """Batches of training data for criteria that need statistics."""
 
 
+class MethodPart(Part):
+    """A whole method of the literature that takes the place of `prune` and `recover`; see `prunus methods`."""
+
+    name: str
+    """Its id, such as `snip`."""
+    amount: float | None = Field(default=None, gt=0, lt=1)
+    """How much goes: a fraction of the weights or of the units, as the method says; absent where it finds it itself."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of the method: keywords of its function."""
+    start: Literal["auto", "initial", "dense"] = "auto"
+    """Begin with the network as `model` builds it, or with the dense one of step 1; auto: the former for methods at
+    initialisation and during training."""
+    training: dict[str, Any] | None = None
+    """Fields of the training configuration; those of `train` when absent."""
+
+
 class EvaluatePart(Part):
     """What is measured in step 7, beside accuracy."""
 
@@ -185,6 +201,7 @@ class Recipe(Part):
     """Everything that a run is told.
 
     `train` absent: the model must bring weights. `recover` absent: no fine-tuning (batch norm is left alone too).
+    `method` given: it does the work of `prune` and `recover`.
     `control` fine-tunes the dense model for the same number of steps, so that the gain of training longer is known.
     """
 
@@ -197,6 +214,7 @@ class Recipe(Part):
     train: TrainPart | None = None
     objective: Objective = Objective()
     prune: PrunePart = PrunePart()
+    method: MethodPart | None = None
     recover: RecoverPart | None = None
     control: bool = False
     evaluate: EvaluatePart = EvaluatePart()
@@ -209,6 +227,11 @@ class Recipe(Part):
     def _model_by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
     @field_validator("data", mode="before")
     @classmethod
     def _data_by_spec(cls, value: Any) -> Any:
@@ -216,6 +239,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _one_amount(self) -> Recipe:
+        if self.method is not None:
+            return self
         given = [
             name
             for name, it in (("objective.target", self.objective.target), ("prune.ratio", self.prune.ratio))
@@ -224,6 +249,26 @@ class Recipe(Part):
         if len(given) != 1:
             was = " and ".join(given) if given else "neither"
             raise ValueError(f"give exactly one of objective.target and prune.ratio; given: {was}")
+        return self
+
+    @model_validator(mode="after")
+    def _method_stands_alone(self) -> Recipe:
+        """A method chooses, cuts and trains by itself; what it would not read must not be there."""
+        if self.method is None:
+            return self
+        plain = PrunePart().model_dump() | {"keep": self.prune.keep}
+        unread = {
+            "recover": self.recover is not None,
+            "control": self.control,
+            "prune (all but keep)": self.prune.model_dump() != plain,
+            "objective.curve": bool(self.objective.curve),
+            "objective.baselines": bool(self.objective.baselines),
+        }
+        given = [name for name, there in unread.items() if there]
+        if given:
+            raise ValueError(f"method {self.method.name!r} does not read {', '.join(given)}: leave it out")
+        if self.method.amount is not None and self.objective.target:
+            raise ValueError("give at most one of objective.target and method.amount")
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import by_method
 from ..files import save_tensors
 from ..hardware_rules import benefit_of, check_structure, hardware_rules
 from ..scoring import scored
@@ -15,6 +16,8 @@ from ..work import SCORES, Work
 
 def criterion(work: Work) -> Section:
     """Score every unit of the dense model and describe the scores; NaN is not allowed."""
+    if work.recipe.method is not None:
+        return by_method.described(work)
     chosen, part = work.criterion, work.recipe.prune
     scores = scored(work, work.dense(), work.graph, chosen)
     save_tensors({name: value.float() for name, value in scores.values.items()}, work.directory / SCORES)
@@ -58,6 +61,8 @@ def _described(name: str, value: torch.Tensor) -> dict[str, Any]:
 def structure(work: Work) -> Section:
     """Whole units are removed, so that ordinary dense kernels run the result; say what that gains on the platform."""
     recipe = work.recipe
+    if recipe.method is not None:
+        return by_method.structure(work)
     target = {str(name): value for name, value in (recipe.objective.target or {}).items()}
     problem = check_structure("structured", target, sparse_kernel=False)
     rules = hardware_rules(

@@ -15,6 +15,7 @@ from ...surgery import Pruned, plans_of, save
 from ...surgery.verify import masked_copy
 from ...training import fit, recalibrate_batchnorm
 from ...types import Plan
+from .. import by_method
 from ..budgets import counted, target_of
 from ..cutting import Amount, cut
 from ..files import count_zeros
@@ -25,6 +26,8 @@ from ..work import CUT, SCORES, Work, mask_hash
 
 def execute(work: Work) -> Section:
     """Plan, cut, verify; round after round until the budget holds. Stores the cut model and its plans."""
+    if work.recipe.method is not None:
+        return by_method.execute(work)
     total = work.recipe.prune.rounds
     section = Section({"schedule": "one-shot" if total == 1 else "iterative"}, artefacts={"model": CUT})
     dense = model = work.dense()

@@ -27,7 +27,8 @@ def finetune(work: Work) -> Section:
     decided_by = {name: file_digest(work.directory / name) for name in (CUT, DENSE)} | {"recover": _plain(part)}
     section.values.update(once(work, "finetune-model", decided_by, (FINAL,), lambda folder: _make(work, folder)))
     if part is None:
-        section.skipped = "the recipe has no recover part"
+        method = work.recipe.method
+        section.skipped = f"method {method.name} trains by itself" if method else "the recipe has no recover part"
     before = mask_hash(work.plans(CUT))
     after, shapes = mask_hash(work.plans(FINAL)), shape_hash(work.final())
     section.values.update(mask_hash_before=before, mask_hash_after=after)

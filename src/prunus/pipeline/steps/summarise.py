@@ -159,7 +159,7 @@ def _points(work: Work, section: Section) -> list[dict[str, Any]]:
     """Points of accuracy against MACs, all on validation data."""
     report = work.report
     execution = report["execution"]["rounds"][-1]
-    baseline, criterion = report["baseline"], work.recipe.prune.criterion
+    baseline, criterion = report["baseline"], report["criterion"]["id"]
     sizes = {"dense": (baseline["macs"], baseline["params"]), "cut": (execution["macs"], execution["params"])}
     named = (
         ("dense", "dense", sizes["dense"], baseline["metrics"]["validation"]["accuracy"]),
