@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from .options import Json
-from .output import Output, table
+from .output import Output, table, width
+
+if TYPE_CHECKING:
+    from ..methods import Card
 
 
 def methods(
@@ -43,16 +48,35 @@ def methods(
     shown = (
         table(name, ("", ""), [(key, _text(value)) for key, value in plain[0].items() if value])
         if name is not None
-        else table(
-            f"{len(cards)} methods",
-            ("method", "level", "when", "rate", "selection", "needs", "specification"),
-            [
-                (c.id, c.level, c.when, c.rate, c.selection, ", ".join(c.needs) or "weights", c.specification)
-                for c in cards
-            ],
-        )
+        else _taxonomy(cards)
     )
     Output(json).result({"methods": plain}, shown)
+
+
+COLUMNS: Mapping[str, Callable[[Card], str]] = {
+    "method": lambda card: card.id,
+    "level": lambda card: card.level,
+    "when": lambda card: card.when,
+    "rate": lambda card: card.rate,
+    "selection": lambda card: card.selection,
+    "needs": lambda card: ", ".join(card.needs) or "weights",
+    "definition": lambda card: card.specification,
+    "paper": lambda card: _short(card.paper),
+}
+NARROW = ("method", "level", "when", "selection", "definition")
+"""What fits a terminal of fewer than 150 characters."""
+
+
+def _taxonomy(cards: Sequence[Card]) -> Table:
+    columns = tuple(COLUMNS) if width() >= 150 else NARROW
+    return table(f"{len(cards)} methods", columns, [tuple(COLUMNS[name](card) for name in columns) for card in cards])
+
+
+def _short(paper: str) -> str:
+    """First author, and all but the names: "Lin ...; CVPR 2020; arXiv:2002.10179"."""
+    authors, *rest = paper.split("; ")
+    first, *others = authors.split(", ")
+    return "; ".join([first + (" ..." if others else ""), *rest])
 
 
 def _text(value: object) -> str:

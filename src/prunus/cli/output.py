@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+WIDE = 400
+"""Characters of a line where there is no terminal: what another program reads is not folded."""
+
+
+def width() -> int:
+    """Characters of a line on stdout: the terminal's, or $COLUMNS."""
+    return shutil.get_terminal_size((WIDE, 24)).columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,7 @@ class Output:
         if self.json:
             print(json.dumps(plain(data), indent=1, ensure_ascii=False, allow_nan=False))
             return
-        console = Console(highlight=False)
+        console = Console(highlight=False, width=width())
         for table in tables:
             title, table.title = table.title, None  # as a line of its own, since a title is as narrow as its table
             console.print(title, markup=False, soft_wrap=True)
@@ -73,7 +83,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         numbers = all(_starts_as_number(row[index]) for row in cells) and bool(cells)
         made.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in cells:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # plain text: square brackets are no markup
     return made
 
 
