@@ -207,13 +207,18 @@ class GatedNetwork:
 
 
 def put_random_gates(
-    network: nn.Module, groups: Sequence[tuple[Group, Sequence[Place]]], beta: float, start: float, scale: float
+    network: nn.Module,
+    groups: Sequence[tuple[Group, Sequence[Place]]],
+    beta: float,
+    start: float | Mapping[str, float],
+    scale: float,
 ) -> GatedNetwork:
-    """Gate these groups where they are read (or wherever the places given are), in place."""
+    """Gate these groups where they are read (or wherever the places given are), in place; `start` may be by kind."""
     made = GatedNetwork(network)
     like = next(network.parameters())
     for group, places in groups:
-        gate = HardConcrete(group.size, beta, start, scale, like)
+        first = start[group.kind] if isinstance(start, Mapping) else start
+        gate = HardConcrete(group.size, beta, first, scale, like)
         for place in places:
             owner, _, local = place.tensor.rpartition(".")
             module = network.get_submodule(owner)
