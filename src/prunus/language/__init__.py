@@ -9,6 +9,8 @@ from .in_memory import prune_blocks
 from .padded import PaddedModel, TextSplit, encode_texts, encode_words
 from .perplexity import Protocol, perplexity, windows
 from .processes import Processes
+from .residual import Stream, find_stream
+from .rotated import load_rotated, save_rotated
 from .sparsify import SparsifiedLanguage, sparsify_language
 from .stack import BlockCall, calls_of, find_blocks
 from .streaming import Machine, Streamed, stream
@@ -33,6 +35,10 @@ __all__ = [
     "perplexity",
     "Protocol",
     "windows",
+    "find_stream",
+    "Stream",
+    "save_rotated",
+    "load_rotated",
     "TokenSplit",
     "token_loss",
     "prune_block",
