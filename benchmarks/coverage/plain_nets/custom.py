@@ -315,7 +315,7 @@ class SubclassWeights(Tensor):
 
 
 def wrapped_weights() -> nn.Module:
-    """Refused, with the reason: surgery sees a wrapper, not the numbers."""
+    """Weights that surgery sees as wrappers, and cuts by building them anew around a part."""
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
     layers: list[Any] = [model[0], model[2]]
     for layer in layers:

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import SurgeryError
 from ..graph.caches import drop_caches
 from ..graph.parametrized import computed_tensors
+from .wrapped import part_of, refusal, values_of, why_whole, wraps_others
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -102,9 +103,8 @@ def why_uncuttable(model: nn.Module, name: str, tensor: Tensor) -> str:
         return f"{name!r} is quantised: prune the floating point model, then quantise it"
     if tensor.layout is not torch.strided:
         return f"{name!r} has the layout {tensor.layout}: call .to_dense() on it first"
-    if getattr(type(tensor), "__torch_dispatch__") is not getattr(Tensor, "__torch_dispatch__"):  # noqa: B009
-        kind = type(tensor).__name__
-        return f"{name!r} is a {kind}, which wraps other tensors: prune the plain model, then convert or distribute it"
+    if wraps_others(tensor) and (reason := why_whole(name, tensor)):
+        return reason
     if not tensor.is_leaf:
         return (
             f"{name!r} is computed from other tensors and not a leaf (old-style weight_norm, spectral_norm or "
@@ -129,7 +129,15 @@ def sliced(old: Tensor, keeps: Mapping[int, Tensor]) -> Tensor:
     """A new tensor with only the positions `keeps[dim]` (int64) of each dimension `dim`, of the same kind as `old`.
 
     Stays on the device, keeps dtype, requires_grad and channels-last order. Gradients are not carried over.
+
+    Raises:
+        SurgeryError: it wraps other tensors, and no part of it can be made.
     """
+    if wraps_others(old):
+        part = part_of(old, keeps)
+        if part is None:
+            raise SurgeryError(refusal("a tensor", old))
+        return part
     data = old.detach()
     channels_last = (
         data.dim() == 4 and not data.is_contiguous() and data.is_contiguous(memory_format=torch.channels_last)
@@ -140,7 +148,10 @@ def sliced(old: Tensor, keeps: Mapping[int, Tensor]) -> Tensor:
 
 
 def converted(old: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`change(old)` as the same kind of tensor that `old` is."""
+    """`change(old)` as the same kind of tensor that `old` is; of a wrapper its numbers, as an ordinary tensor."""
+    if wraps_others(old):
+        data = change(values_of(old))
+        return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
     return _like(old, change(old.detach()))
 
 
