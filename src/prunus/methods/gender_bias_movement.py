@@ -149,6 +149,8 @@ def gender_bias_movement(
                 step, total = step + 1, total + float(value.detach()) * len(rows)
                 selecting.close(scores, selecting.level(step, task.training.epochs * batches))
             history.append({"epoch": epoch + 1, "loss": total / len(targets.ids)})
+    if step:
+        selecting.close(scores, selecting.level(step, step))  # buffers were put back as they were
     outcome = masked_model(network, masks, history)
     if unit == "block":
         return outcome
