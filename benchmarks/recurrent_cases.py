@@ -155,7 +155,7 @@ class Captions:
     validation: Examples
     test: Tensor
     references: Sequence[Sequence[str]]
-    vocabulary: Sequence[str]
+    vocabulary: list[str]
     words: tuple[int, int]
     source: int
 

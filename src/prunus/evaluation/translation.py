@@ -29,7 +29,7 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Words], *, longest: i
     Source: Papineni, Roukos, Ward, Zhu, "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002.
 
     >>> round(bleu(["the the the cat sat".split()], ["the cat sat on the mat".split()], longest=2), 2)
-    51.8
+    51.78
     """
     if len(hypotheses) != len(references) or not references:
         raise InputError(

@@ -5,7 +5,10 @@ from .block import BlockOptions, BlockResult, WeightResult, outlier_share, prune
 from .budget import StreamPlan
 from .calibration import calibration_tokens
 from .checkpoint import Checkpoint, open_checkpoint
+from .distillation import Distilled, TransformerDistillation
 from .in_memory import prune_blocks
+from .lora import LowRank, add_lora
+from .packing import PackedTexts, pack
 from .padded import PaddedModel, TextSplit, encode_texts, encode_words
 from .perplexity import Protocol, perplexity, windows
 from .processes import Processes
@@ -16,6 +19,7 @@ from .stack import BlockCall, calls_of, find_blocks
 from .streaming import Machine, Streamed, stream
 from .tokenizers import needed_ids, smaller_tokenizer, token_counts
 from .tokens import TokenSplit, token_loss
+from .trainer import ZeroKeeper, trainer_callback
 
 __all__ = [
     "sparsify_language",
@@ -56,4 +60,12 @@ __all__ = [
     "token_counts",
     "needed_ids",
     "smaller_tokenizer",
+    "pack",
+    "PackedTexts",
+    "Distilled",
+    "TransformerDistillation",
+    "add_lora",
+    "LowRank",
+    "trainer_callback",
+    "ZeroKeeper",
 ]

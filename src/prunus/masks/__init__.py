@@ -9,6 +9,7 @@ from .attach import GRADIENTS, Gradient, Mask, attach, dense_weight, detach, fin
 from .patterns import NM, PATTERNS, Block, GivenPattern, Layout, Own, Pattern, Slices, pattern_of
 from .selection import count_of, lowest, lowest_overall
 from .weights import WEIGHTS, Selection, Site, Weights, find_sites
+from .zeros import zero_masks, zeros_held
 
 __all__ = [
     "PATTERNS",
@@ -38,4 +39,6 @@ __all__ = [
     "dense_weight",
     "detach",
     "finalize",
+    "zero_masks",
+    "zeros_held",
 ]
