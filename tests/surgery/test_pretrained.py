@@ -142,3 +142,19 @@ def test_learning_the_laws_leaves_the_model_and_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.config.n_embd == 32
+
+
+def test_a_config_that_transformers_refuses_to_write_is_no_way_to_open_a_model(tmp_path):
+    """Three heads do not divide a width of 32, which the config of a LLaMA checks when it is saved."""
+    settings = {**GROUPED, "num_key_value_heads": 4}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
+    result = prunus.prune(model, {"input_ids": IDS}, ratio=0.25, only="head", uniform=True)
+    assert result.model.config.num_attention_heads == 3
+    assert result.loads_with == "prunus.load"
+    assert "multiple of the number of attention heads" in result.loads_with_reason
+    with pytest.raises(Exception, match="multiple"):
+        result.model.save_pretrained(tmp_path)
+    prunus.save(result.model, tmp_path / "m")
+    again = prunus.load(tmp_path / "m", model)
+    assert torch.equal(again(IDS).logits, result.model(IDS).logits)

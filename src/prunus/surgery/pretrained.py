@@ -180,6 +180,8 @@ def opening(model: nn.Module, inputs: Any, *, verify: bool = True) -> Opening:
         return Opening("prunus.load", "it was not tried (verify=False)")
     if device_of(model).type == "meta":
         return Opening("prunus.load", "it has no weights yet (meta device)")
+    if reason := _refused(model):
+        return Opening("prunus.load", reason)
     try:
         rebuilt = _build(model, {}, torch.device("cpu"))
         misfit = _misfit(rebuilt, model)
@@ -192,6 +194,17 @@ def opening(model: nn.Module, inputs: Any, *, verify: bool = True) -> Opening:
     except Exception as error:
         return Opening("prunus.load", f"it cannot be built from its config: {type(error).__name__}: {error}")
     return Opening("prunus.load", difference) if difference else Opening("from_pretrained")
+
+
+def _refused(model: nn.Module) -> str:
+    """Why `save_pretrained` does not write the config, which checks it first; "" where it does."""
+    check = getattr(getattr(model, CONFIG), "validate", None)
+    try:
+        if check is not None:
+            check()
+    except Exception as error:
+        return f"its config is refused: {' '.join(str(error).split())}; choose counts that it takes, with round_to="
+    return ""
 
 
 def _misfit(rebuilt: nn.Module, model: nn.Module) -> str:
