@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from math import comb
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -46,11 +47,13 @@ Accuracy after training against density, on two small networks and real digits. 
 
 Every network is drawn from its seed, pruned to the density that a column says (all weights in one ranking, biases
 stay), trained as every other one, and measured once on test data. `random` draws which weights stay; `magnitude` keeps
-the largest of the untrained weights; [SNIP, GraSP and SynFlow](adding_a_method.md) look at gradients or paths before
-training; the **winning ticket** is found by iterative magnitude pruning: train, remove at most 37% of the weights, go
-back to the first weights, and again. It costs as many trainings as there are rounds, the others cost one. Its two
-controls are trained beside it: the same mask with weights drawn anew, and masks with as many weights in each layer at
-random places, on the first weights.
+the largest of the untrained weights, which are smaller in layers of many inputs, so that these go first;
+[SNIP](methods/snip.md), [GraSP](methods/grasp.md) and [SynFlow](methods/synflow.md) look at gradients or paths before
+training. The **winning ticket** is found by [iterative magnitude pruning](methods/lottery_imp.md): train, remove at
+most 37% of the weights, go back to the first weights (or to those after the first epoch), and again. It costs as many
+trainings as there are rounds, the others cost one. Its two controls are trained beside it: the same mask with weights
+drawn anew, and masks with as many weights in each layer at random places, on the first weights. LeNet-5 sees the 8x8
+digits with each pixel doubled.
 """
 
 
@@ -117,18 +120,14 @@ def verdict(differences: Sequence[float]) -> str:
 
 def against_random(results: Results, case: str) -> list[str]:
     densities = results.densities(case)
-    others = [m for m in results.methods(case) if m not in ("random", *CONTROLS)]
-    rows, no_better = [], []
-    for method in others:
+    rows = []
+    for method in (m for m in results.methods(case) if m not in ("random", *CONTROLS)):
         cells = [results.paired(case, method, "random", d) for d in densities]
         rows.append([NAMES[method], *(verdict(c) if c else "" for c in cells)])
-        weak = [f"{100 * d:g}%" for d, c in zip(densities, cells) if c and mean(c) - interval(c) <= 0]
-        if weak:
-            no_better.append(f"- {NAMES[method]} does not beat random at {', '.join(weak)}.")
     return [
         f"### Against random masks: {TITLES[case]}", "",
         "Difference in points, same seeds, with the 95% interval of the mean; bold where it leaves out zero.", "",
-        *table(["method", *(f"{100 * d:g}%" for d in densities)], rows), "", *no_better, "",
+        *table(["method", *(f"{100 * d:g}%" for d in densities)], rows), "",
     ]  # fmt: skip
 
 
@@ -136,53 +135,82 @@ def tickets(results: Results, cases: Sequence[str]) -> list[str]:
     lines = ["## Winning tickets and their controls", "",
              "The ticket's accuracy minus that of a control, in points, same seeds; bold where the 95% interval of the "
              "mean leaves out zero.", ""]  # fmt: skip
-    rows, won = [], {control: [0, 0] for control in CONTROLS}
+    rows = []
     for case in cases:
         for density in results.densities(case):
-            cells = []
-            for control in CONTROLS:
-                differences = results.paired(case, "ticket", control, density)
-                won[control][0] += sum(d > 0 for d in differences)
-                won[control][1] += len(differences)
-                cells.append(verdict(differences) if differences else "")
-            if any(cells):
-                rows.append([TITLES[case], f"{100 * density:g}%", *cells])
+            found = [results.paired(case, "ticket", control, density) for control in CONTROLS]
+            if any(found):
+                rows.append([TITLES[case], f"{100 * density:g}%", *(verdict(one) if one else "" for one in found)])
     header = ["network", "density", *(f"minus {NAMES[control]}" for control in CONTROLS)]
-    counts = ", ".join(f"{a} of {b} against *{NAMES[control]}*" for control, (a, b) in won.items())
-    return [*lines, *table(header, rows), "", f"Pairs that the ticket wins: {counts}.", ""]
+    return [*lines, *table(header, rows), ""]
+
+
+def pairs(results: Results, cases: Sequence[str], control: str) -> list[float]:
+    """All differences of ticket and control."""
+    return [d for case in cases for one in results.densities(case)
+            for d in results.paired(case, "ticket", control, one)]  # fmt: skip
+
+
+def sign_test(differences: Sequence[float]) -> float:
+    """Two-sided probability of so uneven signs by chance; ties are left out."""
+    signs = [d > 0 for d in differences if d]
+    few = min(sum(signs), len(signs) - sum(signs))
+    return min(1.0, 2 * sum(comb(len(signs), k) for k in range(few + 1)) / 2 ** len(signs)) if signs else 1.0
+
+
+def summary(results: Results, there: Sequence[str], trained: Sequence[str]) -> list[str]:
+    """The statements that the tables below bear out, with their numbers."""
+    counts = {}
+    for method in ("synflow", "ticket", "snip", "grasp", "random", "magnitude"):
+        rows = [row for case in there for row in results.of(case, method, 0.001).values()]
+        if rows:
+            empty, cut = sum(0 in row["layers"] for row in rows), sum(not row["connected"] for row in rows)
+            counts[NAMES[method]] = f"{empty} / {cut} of {len(rows)}"
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    lines = ["## What it shows", "",
+             "- **Layer collapse.** Networks that 99.9% sparsity leaves with an empty layer / without any path from "
+             f"input to output: {said}."]  # fmt: skip
+    for control in CONTROLS:
+        differences = pairs(results, trained, control)
+        won = sum(d > 0 for d in differences)
+        lines.append(
+            f"- **Ticket against {NAMES[control]}.** The winning ticket is better in {won} of {len(differences)} pairs "
+            f"of the same seed and density (sign test: p = {sign_test(differences):.1g}), by {mean(differences):.1f} "
+            "points on average; most at low densities."
+        )
+    for case in trained:
+        weak = [f"{NAMES[m]} ({', '.join(found)})" for m, found in not_better(results, case).items() if found]
+        lines.append(
+            f"- **Not shown to beat random** on {TITLES[case]} (the 95% interval of the mean difference reaches zero) "
+            f"at these densities: {'; '.join(weak)}."
+        )
+    return [*lines, ""]
+
+
+def not_better(results: Results, case: str) -> dict[str, list[str]]:
+    """Densities at which a method's mean difference from random masks has an interval that reaches zero."""
+    found = {}
+    for method in results.methods(case):
+        if method in ("random", *CONTROLS):
+            continue
+        cells = [(d, results.paired(case, method, "random", d)) for d in results.densities(case)]
+        found[method] = [f"{100 * d:g}%" for d, c in cells if c and mean(c) - interval(c) <= 0]
+    return found
 
 
 def collapse(results: Results, cases: Sequence[str]) -> list[str]:
     lines = ["## Layer collapse", "",
-             "Runs in which a layer was left without any weight, and runs in which no path leads from an input to an "
+             "Runs in which a layer is left without any weight / runs in which no path leads from an input to an "
              "output. Networks for MNIST are only masked, not trained.", ""]  # fmt: skip
+    shown = [m for m in NAMES if m not in CONTROLS and "," not in m]
     rows = []
     for case in cases:
         for density in (d for d in results.densities(case) if d <= 0.01):
-            for method in results.methods(case):
-                if method in CONTROLS or "," in method:
-                    continue
-                cells = list(results.of(case, method, density).values())
-                if not cells:
-                    continue
-                empty = sum(0 in row["layers"] for row in cells)
-                cut = sum(not row["connected"] for row in cells)
-                found = [row["accuracy"] for row in cells if row["accuracy"] is not None]
-                rows.append([TITLES[case], f"{100 * density:g}%", NAMES[method], f"{empty} of {len(cells)}",
-                             f"{cut} of {len(cells)}", spread(found)])  # fmt: skip
-    header = ["network", "density", "method", "a layer is empty", "no path is left", "accuracy, %"]
-    return [*lines, *table(header, rows), "", *_collapse_sentence(results, cases)]
-
-
-def _collapse_sentence(results: Results, cases: Sequence[str]) -> list[str]:
-    counts: dict[str, list[int]] = {}
-    for (case, method, density, _), row in results.cells.items():
-        if case in cases and density == 0.001 and method in NAMES and method not in CONTROLS and "," not in method:
-            count = counts.setdefault(method, [0, 0])
-            count[0] += 0 in row["layers"] or not row["connected"]
-            count[1] += 1
-    said = ", ".join(f"{NAMES[m]} {a} of {b}" for m, (a, b) in sorted(counts.items(), key=lambda item: item[1][0]))
-    return [f"Networks that 99.9% sparsity cut off (a layer is empty, or no path is left): {said}.", ""]
+            found = [list(results.of(case, method, density).values()) for method in shown]
+            cells = [f"{sum(0 in r['layers'] for r in one)} / {sum(not r['connected'] for r in one)}" if one else ""
+                     for one in found]  # fmt: skip
+            rows.append([TITLES[case], f"{100 * density:g}%", str(max(map(len, found))), *cells])
+    return [*lines, *table(["network", "density", "runs", *(NAMES[m] for m in shown)], rows), ""]
 
 
 def draw(results: Results, cases: Sequence[str], path: Path) -> None:
@@ -192,7 +220,10 @@ def draw(results: Results, cases: Sequence[str], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(cases), figsize=(5.2 * len(cases), 4), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(cases), figsize=(4.2 * len(cases) + 2.6, 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    colours = dict(zip(NAMES, plt.get_cmap("tab10").colors))  # pyright: ignore[reportAttributeAccessIssue]
     for panel, case in zip(panels[0], cases):
         for method in results.methods(case):
             points = [
@@ -202,15 +233,18 @@ def draw(results: Results, cases: Sequence[str], path: Path) -> None:
             x, y = [100 * d for d, _ in known], [100 * mean(values) for _, values in known]
             error = [100 * stdev(values) if len(values) > 1 else 0.0 for _, values in known]
             style = "--" if method in CONTROLS else "-"
-            panel.errorbar(x, y, error, label=NAMES[method], linestyle=style, marker=".", capsize=2, linewidth=1.2)
+            panel.errorbar(x, y, error, label=NAMES[method], linestyle=style, marker=".", capsize=2, linewidth=1.2,
+                           color=colours[method])  # fmt: skip
         dense = [row["accuracy"] for row in results.of(case, "dense", 1.0).values()]
         panel.axhline(100 * mean(dense), color="grey", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", xlabel="weights left, %", title=TITLES[case])
+        ticks = [100 * d for d in results.densities(case)]
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
         panel.invert_xaxis()
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("test accuracy after training, %")
-    panels[0][0].legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -220,11 +254,11 @@ def page(rows: Sequence[Row]) -> str:
     results = Results(rows)
     there = [case for case in CASES if any(key[0] == case for key in results.cells)]
     trained = [case for case in there if CASES[case].epochs]
-    lines = [INTRODUCTION, f"![Accuracy against density](images/{PLOT.name})", "",
+    lines = [INTRODUCTION, *summary(results, there, trained), f"![Accuracy against density](images/{PLOT.name})", "",
              "Grey: the dense network. Bars: standard deviation over seeds.", ""]  # fmt: skip
     for case in trained:
         lines += accuracies(results, case)
-    lines += [*collapse(results, there), *tickets(results, trained), "## Who beats random", ""]
+    lines += [*collapse(results, there), *tickets(results, trained), "## Against random", ""]
     for case in trained:
         lines += against_random(results, case)
     return "\n".join(lines).rstrip() + "\n"

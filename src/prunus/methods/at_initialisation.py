@@ -215,6 +215,13 @@ def _how(name: str) -> str:
     return f'prunus.methods.run("{name}", Task(model, x, train, validation, amount=0.95, training=config))'
 
 
+def _measured(accuracies: str, more: str) -> str:
+    return (
+        "LeNet-300-100 on digits with 10/5/2/1/0.1% of its weights, test accuracy after training, mean of three seeds: "
+        f"{accuracies}, random masks 94/86/23/10/10%, dense 97%{more} (docs/at_initialisation.md)"
+    )
+
+
 CARDS = (
     _card(
         id="snip",
@@ -225,6 +232,9 @@ CARDS = (
         how=_how("snip"),
         formula="|w dL/dw| on a mini-batch, absolute value after the mean",
         cost="one gradient; training from nothing",
+        evidence=_measured(
+            "96/95/93/87/10%", "; at 99.9% sparsity no path from input to output is left in 11 of 12 LeNets"
+        ),
         run=snip,
     ),
     _card(
@@ -249,6 +259,9 @@ CARDS = (
         formula="w (H g), logits divided by 200; the lowest go",
         cost="two gradients and a Hessian-vector product",
         departures="linear layers are not drawn anew for the score",
+        evidence=_measured(
+            "96/95/88/26/10%", "; at 99.9% sparsity no path from input to output is left in 12 of 12 LeNets"
+        ),
         run=grasp,
     ),
     _card(
@@ -260,6 +273,9 @@ CARDS = (
         how=_how("synflow"),
         formula="|w| dR/d|w|, R = sum of outputs for ones, in 100 rounds of exponential density",
         cost="a gradient in float64 per round",
+        evidence=_measured(
+            "96/96/94/93/34%", "; at 99.9% sparsity no layer is empty and a path is left in 12 of 12 LeNets"
+        ),
         run=synflow,
     ),
     _card(

@@ -262,6 +262,9 @@ CARDS = (
         formula="rounds of: train, remove the smallest |w| that are left, rewind the rest to an early step",
         cost="rounds + 1 trainings",
         departures="exactly floor(rate n) weights go, where the authors' code takes one more",
+        evidence="LeNet-300-100 on digits with 10/5/2/1/0.1% of its weights, test accuracy, mean of three seeds: "
+        "96/96/96/95/68%, dense 97%; the same masks with weights drawn anew are worse in 30 of 33 pairs of two LeNets "
+        "(sign test: p = 1e-6), by 7 points on average (docs/at_initialisation.md)",
         run=lottery_imp,
     ),
     Card(
