@@ -121,7 +121,7 @@ def test_bad_arguments_say_what_would_work():
         score(GRAPH, "l1_norm", model=model, tensors=model.state_dict())
     with pytest.raises(UnknownNameError, match=r"median.*mean"):
         score(GRAPH, "l1_norm", model=model, reduction="median")
-    with pytest.raises(InputError, match=r"prunus\.collect"):
+    with pytest.raises(InputError, match=r"prunus\.statistics\.gather"):
         score(GRAPH, "taylor_weight", model=model)
     with pytest.raises(InputError, match=r"'conv.weight'.*model that was traced"):
         score(GRAPH, "l1_norm", tensors={})

@@ -143,7 +143,7 @@ class Source:
             has = sorted(self._statistics.values) if self._statistics else "none were given"
             raise InputError(
                 f"the criterion needs the statistic {need!r}, but the statistics hold {has}: "
-                f"statistics=prunus.collect(model, batches, [{need!r}], graph=graph)"
+                f"statistics=prunus.statistics.gather(model, batches, [{need!r}], graph=graph)"
             )
         return self._statistics.values[need]
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from .. import criteria
 from ..criteria import Criterion
-from ..statistics import collect
+from ..statistics import gather
 from ..types import Graph, Scores
 from .work import Work
 
@@ -19,7 +19,7 @@ def scored(work: Work, model: nn.Module, graph: Graph, chosen: Criterion) -> Sco
     """One score per unit of each group, statistics collected on the recipe's calibration batches."""
     statistics = None
     if chosen.data_needs:
-        statistics = collect(
+        statistics = gather(
             model, work.calibration(), chosen.data_needs, loss=cross_entropy, graph=graph, seed=work.recipe.seed
         )
     return criteria.score(graph, chosen, statistics, model=model, fallback=FALLBACK, seed=work.recipe.seed)

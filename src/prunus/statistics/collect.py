@@ -26,6 +26,11 @@ Loss = Callable[[Any, Any], Tensor]
 NOT_COLLECTED = frozenset({"weight", "kernels", "norm_scale", "norm_shift", "generator"})
 """Needs of criteria that take no data; they may be asked for and are passed over."""
 
+COMPUTED_APART = frozenset(
+    "propagated_importance relevance loss_change hessian_diagonal gradient_flow synaptic_gradient input_norm".split()
+)
+"""Needs that one pass cannot tell; `gather` knows how."""
+
 
 def collect(
     model: nn.Module,
@@ -98,6 +103,8 @@ def _checked_needs(needs: Iterable[str], graph: Graph | None, max_batches: int |
     wanted = sorted(set(needs) - NOT_COLLECTED)
     for need in wanted:
         known = {*ACCUMULATORS, *MAP_ACCUMULATORS, *INPUT_ACCUMULATORS}
+        if need in COMPUTED_APART:
+            raise InputError(f"{need!r} takes more than one pass over the data: prunus.statistics.gather computes it")
         if need not in known:
             raise UnknownNameError.of("need", need, known)
         if need in known - (ACCUMULATORS.keys() - NEED_GRAPH) and graph is None:

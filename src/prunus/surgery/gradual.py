@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..errors import InputError
-from ..masks import finalize
+from ..masks import GivenPattern, finalize, pattern_of
 from ..schedules import Schedule
 from .sparsified import Sparsified
 from .sparsify import sparsify
@@ -43,7 +43,7 @@ class GradualPruner:
         schedule: step -> sparsity, from `prunus.schedules` or any callable.
         every: steps from one update to the next. The step at which the schedule comes to rest is one too.
         options: as for `prunus.sparsify`: criterion, pattern, scope, layers, keep, data, gradient ... A pattern of
-            fixed sparsity ("2:4") cannot grow.
+            fixed sparsity ("2:4") cannot grow: its schedule is constant(0.5).
 
     Raises:
         InputError, UnknownNameError: as `prunus.sparsify`; the model is then unchanged.
@@ -71,6 +71,7 @@ class GradualPruner:
         self.schedule, self.every, self.options = schedule, every, options
         self.steps = 0
         self.sparsity = float(schedule(0))
+        _check_fixed(options.get("pattern"), self.sparsity)
         self.result: Sparsified[Any] = sparsify(model, sparsity=self.sparsity, inplace=True, **options)
 
     @property
@@ -98,3 +99,13 @@ class GradualPruner:
     def _rests(self) -> bool:
         """Whether the schedule stands still until the next regular update, which would then come late."""
         return self.schedule(self.steps) == self.schedule(self.steps + self.every)
+
+
+def _check_fixed(pattern: GivenPattern | None, first: float) -> None:
+    """Raise if the pattern prescribes its sparsity and the schedule starts at another."""
+    fixed = None if pattern is None else pattern_of(pattern)
+    if fixed is not None and fixed.sparsity is not None and abs(fixed.sparsity - first) > 1e-9:
+        raise InputError(
+            f"GradualPruner: pattern {fixed.name} has the sparsity {fixed.sparsity:g}, not {first:g}, and cannot grow: "
+            f"take the schedule constant({fixed.sparsity:g}), or a pattern such as 'unstructured' or '4x1'"
+        )

@@ -17,7 +17,7 @@ from ..criteria import Criterion, criterion_of, score
 from ..criteria.reading import all_finite
 from ..errors import BudgetError, InputError, SurgeryError, UnknownNameError
 from ..graph import KINDS, plan_from, trace
-from ..statistics import collect
+from ..statistics import gather
 from ..types import Graph, Plan, Refusal, Scores
 from .choose import Aim, Chosen, Dense, choose
 from .choose_blocks import BlockScore
@@ -27,6 +27,7 @@ from .parametrized import to_be_permanent, with_permanent
 from .pretrained import construction_of, opening, with_attributes
 from .prune_depth import Shallow, Wanted, leave_out
 from .report import Report, report_of
+from .sparsified import Sparsified
 from .verify import Verified
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -114,7 +115,7 @@ class PruneOptions:
 
 
 def prune(
-    model: ModuleT | Pruned[ModuleT],
+    model: ModuleT | Pruned[ModuleT] | Sparsified[ModuleT],
     example_inputs: Any,
     *,
     ratio: float | Mapping[str, float] | None = None,
@@ -131,7 +132,7 @@ def prune(
     """Remove the least important units of a model until a ratio or a budget is met, and prove the result.
 
     Args:
-        model: any module that runs on the inputs, or an earlier result, which is pruned further.
+        model: any module that runs on the inputs, or an earlier result (of `sparsify` too), which is pruned further.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; a batch of two or more.
         ratio: fraction of units to remove, in [0, 1): of every group (scope "group"), of all together ("global"), or a
             mapping from group name, pattern or kind ({"head": 0.25, "neuron": 0.5}) to ratio. Or
@@ -172,7 +173,7 @@ def prune(
     1 of 1 groups cut, criterion l2_norm
     """
     chosen_options = _options(options)
-    model = model.model if isinstance(model, Pruned) else model
+    model = model.model if isinstance(model, Pruned | Sparsified) else model
     measure = criterion_of(criterion)
     aim = Aim(ratio, target, Rules(scope, **_among(chosen_options, Rules)))
     data = list(data) if isinstance(data, Iterator) else data
@@ -311,7 +312,7 @@ def _scores(
         raise SurgeryError(f"nothing in the model can be pruned: {_reasons(graph.unprunable)}")
     statistics = None
     if criterion.data_needs and data is not None:
-        statistics = collect(
+        statistics = gather(
             model,
             data,
             criterion.data_needs,

@@ -117,7 +117,10 @@ def _read(need: str, site: Site, layout: Layout, weight: Tensor, measure: Measur
     masked = f"{site.module}.parametrizations.{site.tensor}.original".lstrip(".")
     value = next((found[name] for name in (site.name, masked) if name in found), None)
     if value is None:
-        raise InputError(f"the statistics hold no {need!r} of {site.name!r}: collect them from this model")
+        raise InputError(
+            f"the statistics hold no {need!r} of {site.name!r}: collect them from this model, or leave it dense with "
+            f"keep={site.name!r}"
+        )
     value = value.to(weight.device)
     if need == "input_norm":
         return value

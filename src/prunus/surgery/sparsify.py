@@ -25,9 +25,10 @@ from ..masks import (
     mask_of,
     masks_of,
 )
-from ..statistics import collect
+from ..statistics import gather
 from ..types import Statistics
 from . import tensors
+from .prune import Pruned
 from .sparse_orders import Order, Sparsity, allocation_of, orders_of, reasons_of, without_ends
 from .sparse_scores import REDUCTIONS, Measure, Worn, check_needs, scores_of
 from .sparsified import LayerSparsity, Sparsified, SparsityReport
@@ -62,7 +63,7 @@ class SparsifyOptions:
 
 
 def sparsify(
-    model: ModuleT | Sparsified[ModuleT],
+    model: ModuleT | Sparsified[ModuleT] | Pruned[ModuleT],
     *,
     sparsity: Sparsity,
     criterion: str | Criterion | Callable[..., Tensor] = "magnitude",
@@ -78,7 +79,7 @@ def sparsify(
     """Mask the least important weights of a model, in a pattern, so that they compute as zeros.
 
     Args:
-        model: any module, or an earlier result, whose masks are then changed.
+        model: any module, or an earlier result of this function, whose masks are then changed, or of `prune`.
         sparsity: fraction of zeros in the masked weights, in [0, 1); a pattern with a fraction of its own ("2:4"); or a
             mapping from layer or tensor name or glob pattern to one of these, where what no name fits stays dense.
         criterion: a name in `prunus.criteria.CRITERIA`, a `Criterion`, or a callable: weight (out, in, *kernel) ->
@@ -113,7 +114,7 @@ def sparsify(
     all parameters                    46     20     43.5%
     """
     chosen = _options(options)
-    model = model.model if isinstance(model, Sparsified) else model
+    model = model.model if isinstance(model, Sparsified | Pruned) else model
     if not isinstance(model, nn.Module):
         raise InputError(f"sparsify: model must be a torch.nn.Module, got {type(model).__name__}")
     wanted = _criterion(criterion)
@@ -182,7 +183,7 @@ def _statistics(
             "target), or statistics=, or choose a criterion of the weights such as 'magnitude'"
         )
     data = list(data) if isinstance(data, Iterator) else data
-    found = collect(model, data, missing, loss=loss, max_batches=options.max_batches, seed=options.seed)
+    found = gather(model, data, missing, loss=loss, max_batches=options.max_batches, seed=options.seed)
     return replace(found, values={**given.values, **found.values})
 
 
