@@ -24,7 +24,7 @@ class Need:
     """Something that a criterion's function takes as the argument of that name.
 
     `per_unit`: the argument is (units,), else (units, elements); `shape` says it where it is neither: names, or a
-    number. `data`: it comes from data. `given`: one pass of `collect` does not measure it; `statistics.gather` computes it.
+    number. `data`: it comes from data. `given`: one pass of `collect` cannot tell it, `gather` computes it.
     """
 
     per_unit: bool
