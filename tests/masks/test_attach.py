@@ -262,3 +262,17 @@ def test_wrong_masks_are_refused_before_anything_changes():
     with pytest.raises(InputError, match="another parametrization"):
         attach(model, {"0.weight": good, "4.weight": half(model[4].weight)})
     assert masks_of(model) == {}
+
+
+@pytest.mark.parametrize("kind", [lambda: nn.Linear(4, 3), lambda: nn.LSTM(4, 3), lambda: nn.MultiheadAttention(4, 2)])
+def test_parameters_return_to_their_places(kind):
+    module = kind()
+    before = [(name, id(parameter)) for name, parameter in module.named_parameters()]
+    names = [name for name, parameter in module._parameters.items() if parameter is not None and parameter.dim() > 1]
+    masks = {name: torch.ones_like(module.get_parameter(name), dtype=torch.bool) for name in names}
+    attach(module, masks)
+    detach(module, names[:1])
+    attach(module, {names[0]: masks[names[0]]})
+    finalize(copy.deepcopy(module))
+    finalize(module)
+    assert [(name, id(parameter)) for name, parameter in module.named_parameters()] == before

@@ -83,7 +83,9 @@ def attach(model: ModuleT, masks: Mapping[str, Tensor], gradient: Gradient = "ze
         new = Mask(_like(masks[name], parameter), gradient)
         for holder, its_name in holders.get(id(parameter), [(module, local)]):
             _own_class(holder)
+            order = _order_of(holder)
             parametrize.register_parametrization(holder, its_name, new, unsafe=True)
+            holder.parametrizations[its_name].order = order  # type: ignore[index, union-attr]
             if isinstance(holder, nn.RNNBase):
                 _read_through_names(holder)
     return model
@@ -134,8 +136,22 @@ def detach(model: ModuleT, names: Iterable[str] | None = None) -> ModuleT:
         if wanted is not None and id(mask) not in wanted:
             continue
         _own_class(module)
+        order = _order_of(module)
         parametrize.remove_parametrizations(module, local, leave_parametrized=False)
+        for name in order:  # optimisers number parameters by their order: a weight returns to its old place
+            if name in module._parameters:
+                module._parameters[name] = module._parameters.pop(name)
     return model
+
+
+def _order_of(module: nn.Module) -> tuple[str, ...]:
+    """The module's parameters in the order that they had before the first mask."""
+    if parametrize.is_parametrized(module):
+        for chain in module.parametrizations.values():  # type: ignore[union-attr]
+            order = getattr(chain, "order", None)
+            if order is not None:
+                return order
+    return tuple(module._parameters)
 
 
 def _worn(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Mask]]:
