@@ -134,7 +134,7 @@ def _written_by(model: nn.Module, start: int, samples: int, length: int, seed: i
 
 GPT2 = {"n_layer": 12, "n_embd": 96, "n_head": 6, "n_positions": 128, "vocab_size": 2048, "resid_pdrop": 0.0,
         "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
-GPT2_TRAINING = Recovery(600, 8, 2e-3)
+GPT2_TRAINING = Recovery(1200, 8, 2e-3)
 END = "<|endoftext|>"
 MEASURED = 20_000
 
@@ -165,7 +165,7 @@ def wikitext(data: Path, seed: int, training: Recovery = GPT2_TRAINING, cache: P
         rows,
         "the text that the model was trained on",
         {"WikiText-2": (ids, protocol)},
-        Recovery(60, 8, 5e-4),
+        Recovery(40, 8, 5e-4),
         about,
     )
 
