@@ -2,7 +2,7 @@
 
 from .allocation import ERK, OWL, Sensitivity
 from .block import BlockOptions, BlockResult, WeightResult, outlier_share, prune_block
-from .budget import StreamPlan
+from .budget import Machine, StreamPlan
 from .calibration import calibration_tokens
 from .checkpoint import Checkpoint, open_checkpoint
 from .distillation import Distilled, TransformerDistillation
@@ -16,7 +16,8 @@ from .residual import Stream, find_stream
 from .rotated import load_rotated, save_rotated
 from .sparsify import SparsifiedLanguage, sparsify_language
 from .stack import BlockCall, calls_of, find_blocks
-from .streaming import Machine, Streamed, stream
+from .streaming import Streamed, stream
+from .structure import Narrowed, Structure, cut_checkpoint
 from .tokenizers import needed_ids, smaller_tokenizer, token_counts
 from .tokens import TokenSplit, token_loss
 from .trainer import ZeroKeeper, trainer_callback
@@ -30,6 +31,9 @@ __all__ = [
     "Sensitivity",
     "Processes",
     "stream",
+    "cut_checkpoint",
+    "Structure",
+    "Narrowed",
     "Machine",
     "Streamed",
     "StreamPlan",

@@ -231,7 +231,7 @@ def sites_of(block: nn.Module, target: Target, keep: Sequence[str] = ()) -> tupl
     sites, left = [], list(refused)
     for site in found:
         layer = block.get_submodule(site.module)
-        if len(site.shape) != 2 or not _reads_rows(layer):
+        if len(site.shape) != 2 or not is_linear(layer):
             left.append(Refusal(site.name, f"{type(layer).__name__} is no linear layer", module=site.module))
             continue
         if parametrize.is_parametrized(layer, site.tensor):
@@ -257,7 +257,8 @@ def _fits_something(block: nn.Module, pattern: str) -> bool:
     return True
 
 
-def _reads_rows(layer: nn.Module) -> bool:
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer multiplies its input by a matrix: torch's, or the transposed one of transformers."""
     names = {f"{kind.__module__}.{kind.__name__}" for kind in type(layer).__mro__}
     return isinstance(layer, nn.Linear) or "transformers.pytorch_utils.Conv1D" in names
 

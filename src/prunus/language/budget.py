@@ -35,6 +35,24 @@ _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Where and how blocks are run.
+
+    Attributes:
+        device: that holds the block at hand.
+        dtype: in which is computed ("float32", "bfloat16"); None takes that of the checkpoint. Hidden states are kept
+            in it; weights are stored in their own.
+        max_ram: bytes of resident memory, or text such as "6GB"; None sets no bound.
+        batch: sequences that pass a block together; None takes what fits.
+    """
+
+    device: str = "cpu"
+    dtype: str | None = None
+    max_ram: int | str | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
 class StreamPlan:
     """What a run will take.
 

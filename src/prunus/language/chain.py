@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .block import BlockOptions, BlockResult, Store, outlier_share, prune_block
+from ..statistics.linear_inputs import LinearInputs, Moments
+from .block import BlockOptions, BlockResult, Store, is_linear, outlier_share, prune_block
 from .stack import BlockCall
 
 
@@ -105,6 +106,19 @@ class Chain:
             return outlier_share(
                 block, inputs, multiple, keep=keep, run=self._run(index), store=store, combine=self.combine
             )
+
+    def look(self, index: int, see: Callable[[Tensor, Tensor], None]) -> dict[str, Moments]:
+        """Pass the dense block `index`: `see` is shown what enters and leaves; moments of what its layers read."""
+        block, run = self.load(index).eval(), self._run(index)
+        layers = {name: layer for name, layer in block.named_modules() if is_linear(layer)}
+        reader = LinearInputs(layers, full=False)
+        with self._passing(index) as (inputs, store), torch.no_grad(), reader.watching():
+            for number, hidden in enumerate(inputs):
+                reader.next_pass()
+                output = run(block, hidden)
+                see(hidden, output)
+                store(number, output)
+        return reader.moments(self.combine)
 
     def damages(self, index: int, options: Sequence[BlockOptions]) -> list[float]:
         """Relative squared change of what block `index` gives, if it alone is pruned in each of these ways.

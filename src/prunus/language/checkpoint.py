@@ -92,13 +92,18 @@ class Checkpoint:
         entry = self._entry(name)
         if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
             raise InputError(f"rows {start} to {stop} of {name!r}: its shape is {entry.shape}")
-        row = entry.bytes // entry.shape[0] if entry.shape[0] else 0
-        return _filled(entry, (stop - start, *entry.shape[1:]), entry.offset + start * row)
+        return read_rows(entry, start, stop)
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
             raise UnknownNameError.of(f"tensor in {self.directory}", name, self.entries)
         return self.entries[name]
+
+
+def read_rows(entry: Entry, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of a stored tensor; nothing else of it is read."""
+    row = entry.bytes // entry.shape[0] if entry.shape[0] else 0
+    return _filled(entry, (stop - start, *entry.shape[1:]), entry.offset + start * row)
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:

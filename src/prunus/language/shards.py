@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import DTYPES, Entry
+from .checkpoint import DTYPES, Entry, read_rows
 
 CHUNK = 1 << 22
 """Bytes that are copied at a time."""
@@ -19,18 +21,64 @@ CHUNK = 1 << 22
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor | Entry]) -> None:
+@dataclass(frozen=True)
+class Sliced:
+    """Some positions of a stored tensor; read and written row by row.
+
+    Attributes:
+        entry: the whole.
+        keep: dimension -> positions that stay, ascending; all of a dimension that is not named.
+    """
+
+    entry: Entry
+    keep: Mapping[int, tuple[int, ...]]
+
+    @property
+    def dtype(self) -> str:
+        """As the format names it."""
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what stays."""
+        return tuple(len(self.keep[dim]) if dim in self.keep else size for dim, size in enumerate(self.entry.shape))
+
+    @property
+    def bytes(self) -> int:
+        """Of what stays."""
+        return torch.Size(self.shape).numel() * DTYPES[self.entry.dtype].itemsize
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Rows that stay, in order, about `CHUNK` bytes at a time."""
+        rows = self.keep.get(0, range(self.entry.shape[0]))
+        most = max(1, CHUNK // max(1, self.entry.bytes // self.entry.shape[0]))
+        for _, run in groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):  # neighbours in the file
+            places = [row for _, row in run]
+            for first in range(0, len(places), most):
+                part = places[first : first + most]
+                yield self._columns(read_rows(self.entry, part[0], part[-1] + 1))
+
+    def _columns(self, rows: Tensor) -> Tensor:
+        for dim, keep in self.keep.items():
+            if dim:
+                rows = rows.index_select(dim, torch.tensor(keep, dtype=torch.int64))
+        return rows
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor | Entry | Sliced]) -> None:
     """Write a safetensors file, whole or not at all.
 
     Args:
         path: of the file; one that is there is replaced in one step.
-        tensors: values, or places in other files from which they are copied byte for byte, little by little.
+        tensors: values, or places in other files from which they, or parts of them, are copied little by little.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, given in tensors.items():
-        size = given.bytes if isinstance(given, Entry) else given.numel() * given.element_size()
-        dtype = given.dtype if isinstance(given, Entry) else _NAMES[given.dtype]
+        if isinstance(given, Tensor):
+            size, dtype = given.numel() * given.element_size(), _NAMES[given.dtype]
+        else:
+            size, dtype = given.bytes, given.dtype
         header[name] = {"dtype": dtype, "shape": list(given.shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -66,7 +114,7 @@ def _put(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def _pieces(given: Tensor | Entry) -> Iterator[Any]:
+def _pieces(given: Tensor | Entry | Sliced) -> Iterator[Any]:
     if isinstance(given, Entry):
         with given.file.open("rb") as file:
             file.seek(given.offset)
@@ -77,6 +125,13 @@ def _pieces(given: Tensor | Entry) -> Iterator[Any]:
                     raise EOFError(f"{given.file} is cut short")
                 left -= len(piece)
                 yield piece
+    elif isinstance(given, Sliced):
+        for part in given.pieces():
+            yield _raw(part)
     elif given.numel():
-        raw = given.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        yield memoryview(raw)  # pyright: ignore[reportArgumentType]
+        yield _raw(given)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(raw)  # pyright: ignore[reportArgumentType]

@@ -116,7 +116,9 @@ def model_on_meta(directory: Path) -> nn.Module:
         )
     config = kind.config_class.from_pretrained(directory)
     with init_empty_weights(include_buffers=False), _without_initialisation():
-        return kind(config).eval()
+        model = kind(config).eval()
+    model.tie_weights()  # tensors become separate ones on the way to the meta device
+    return model
 
 
 def _without_initialisation() -> Any:

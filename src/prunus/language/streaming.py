@@ -19,44 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..layerwise import solver_of
 from ..surgery.files import check_writable
-from .activations import Activations
 from .allocation import ERK, Rule, allocate
 from .block import BlockOptions
-from .budget import Need, StreamPlan, bytes_of, plan_stream
+from .budget import Machine, Need, StreamPlan, bytes_of, plan_stream
 from .chain import Chain
 from .checkpoint import DTYPES, Checkpoint, Entry, open_checkpoint
 from .in_memory import per_block
 from .manifest import Manifest, describe_run, resume
+from .on_disk import OnDisk, checked_tokens, computed_in
 from .shards import write_shard
-from .skeleton import Skeleton, build_skeleton, recording
-from .stack import BlockCall
+from .skeleton import Skeleton, build_skeleton
 from .writer import WORK, check_disk, copy_outside, finish, record_of, shard_name
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how blocks are run.
-
-    Attributes:
-        device: that holds the block at hand.
-        dtype: in which is computed ("float32", "bfloat16"); None takes that of the checkpoint. Hidden states are kept
-            in it; weights are stored in their own.
-        max_ram: bytes of resident memory, or text such as "6GB"; None sets no bound.
-        batch: sequences that pass a block together; None takes what fits.
-    """
-
-    device: str = "cpu"
-    dtype: str | None = None
-    max_ram: int | str | None = None
-    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,19 +105,20 @@ def stream(
     skeleton = build_skeleton(checkpoint)
     asked = per_block(options, len(skeleton))
     ids = _checked(tokens, skeleton, asked, rule)
-    dtype = _dtype_of(machine.dtype, checkpoint, skeleton)
-    manifest = resume(path, describe_run(checkpoint, ids, asked, rule, str(dtype).removeprefix("torch.")))
+    on_disk = OnDisk(skeleton, checkpoint, computed_in(machine.dtype, checkpoint, skeleton), machine.device)
+    manifest = resume(path, describe_run(checkpoint, ids, asked, rule, str(on_disk.dtype).removeprefix("torch.")))
     if manifest.finished:
         return _streamed(path, manifest, len(skeleton))
-    calls, need = _need(skeleton, checkpoint, asked[0], ids, dtype, rule)
-    plan = plan_stream(need, batch=manifest.plan.get("batch", machine.batch), max_ram=limit)
+    plan = plan_stream(
+        _need(on_disk, asked[0], ids, rule), batch=manifest.plan.get("batch", machine.batch), max_ram=limit
+    )
     say(str(plan))
     if not manifest.plan:
         check_disk(path, plan.disk)
         path.mkdir(parents=True, exist_ok=True)
         manifest.plan = dataclasses.asdict(plan)
         manifest.write(path)
-    chain = _chain(skeleton, checkpoint, calls, (plan, machine, path), ids)
+    chain = on_disk.chain(ids, plan.batch, path / WORK)
     _prepare(chain, skeleton, checkpoint, manifest, (path, asked, rule))
     chosen = [dataclasses.replace(one, **given) for one, given in zip(asked, manifest.chosen)]
     resumed = len(manifest.blocks)
@@ -152,67 +133,18 @@ def stream(
     return _streamed(path, manifest, resumed)
 
 
-@dataclass(frozen=True)
-class _Buffers:
-    """The two files of hidden states; block i reads file i % 2."""
-
-    folder: Path
-    shape: tuple[int, int, int]
-    dtype: torch.dtype
-
-    def open(self, index: int, *, fresh: bool) -> Activations:
-        self.folder.mkdir(exist_ok=True)
-        return Activations(self.folder / f"hidden_{index % 2}.bin", self.shape, self.dtype, fresh=fresh)
-
-
 # ------------------------------------------------------------------------------------------------------------- steps
 
 
-def _need(
-    skeleton: Skeleton,
-    checkpoint: Checkpoint,
-    options: BlockOptions,
-    ids: Tensor | None,
-    dtype: torch.dtype,
-    rule: Rule | None,
-) -> tuple[list[BlockCall], Need]:
-    """How the blocks are called, and what the plan is made from."""
+def _need(on_disk: OnDisk, options: BlockOptions, ids: Tensor | None, rule: Rule | None) -> Need:
+    """What the plan is made from."""
+    skeleton, checkpoint, dtype = on_disk.skeleton, on_disk.checkpoint, on_disk.dtype
     if ids is None:
-        return [], Need(checkpoint, skeleton, options, None, (0, 0, 0), dtype, 0)
-    with recording(skeleton, checkpoint, dtype) as recorder:
-        hidden = recorder(ids[:1])
-        calls, held = recorder.calls, skeleton.held()
+        return Need(checkpoint, skeleton, options, None, (0, 0, 0), dtype, 0)
+    seen = on_disk.first(ids)
     extra = 0 if rule is None else getattr(rule, "passes", 0)
-    shape = (ids.shape[0], ids.shape[1], hidden.shape[-1])
-    return calls, Need(checkpoint, skeleton, options, calls[0], shape, dtype, held, extra)
-
-
-def _chain(
-    skeleton: Skeleton,
-    checkpoint: Checkpoint,
-    calls: Sequence[BlockCall],
-    how: tuple[StreamPlan, Machine, Path],
-    ids: Tensor | None,
-) -> Chain:
-    """The blocks of the checkpoint; nothing is read yet."""
-    plan, machine, path = how
-    dtype = getattr(torch, plan.dtype)
-    states = None if ids is None else _Buffers(path / WORK, (plan.samples, plan.length, plan.hidden), dtype)
-
-    def embed() -> None:
-        if ids is None or states is None:
-            return
-        before = states.open(0, fresh=True)
-        with recording(skeleton, checkpoint, dtype) as recorder:
-            for index in range(len(ids)):
-                before.write(index, recorder(ids[index : index + 1]))
-        before.flush()
-        before.close()
-
-    def load(index: int) -> torch.nn.Module:
-        return skeleton.block(index, checkpoint, dtype).to(machine.device)
-
-    return Chain(skeleton.blocks, calls, load, states, embed, plan.batch, machine.device)
+    shape = (ids.shape[0], ids.shape[1], seen.hidden)
+    return Need(checkpoint, skeleton, options, seen.calls[0], shape, dtype, seen.held, extra)
 
 
 def _prepare(
@@ -272,18 +204,4 @@ def _checked(
             who = f"method {reading[0]!r}" if reading else f"allocation {type(rule).__name__}"
             raise InputError(f"{who} reads calibration tokens: give tokens, or prune by 'magnitude'")
         return None
-    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or not tokens.numel() or tokens.is_floating_point():
-        given = f"shape {tuple(tokens.shape)}, {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise InputError(f"tokens must be whole numbers of shape (samples, length), got {given}")
-    size = getattr(getattr(skeleton.model, "config", None), "vocab_size", None)
-    if isinstance(size, int) and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
-        raise InputError(f"tokens: ids {int(tokens.min())} to {int(tokens.max())}, and the vocabulary has {size}")
-    return tokens.to("cpu", torch.int64)
-
-
-def _dtype_of(name: str | None, checkpoint: Checkpoint, skeleton: Skeleton) -> torch.dtype:
-    stored = {DTYPES[checkpoint.entries[at].dtype] for at in skeleton.tensors(0).values()}
-    wanted = getattr(torch, name, None) if name else max(stored, key=lambda dtype: dtype.itemsize)
-    if wanted not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise InputError(f"dtype={name or wanted!r}: blocks are computed in float32, float64, bfloat16 or float16")
-    return wanted
+    return checked_tokens(tokens, skeleton)

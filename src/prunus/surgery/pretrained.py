@@ -207,6 +207,39 @@ def _refused(model: nn.Module) -> str:
     return ""
 
 
+def config_misfit(model: nn.Module) -> str:
+    """Why the model's config does not give the shapes of all its tensors; "" if it does. No weights are needed."""
+    try:
+        return _misfit(_skeleton(model, {}), model) or _refused(model)
+    except Exception as error:
+        return f"it cannot be built from its config: {type(error).__name__}: {error}"
+
+
+IMPLICIT = ("n_inner", "ffn_hidden_size", "intermediate_size", "d_inner")
+"""Settings that may be None, which then stands for four times the hidden size."""
+
+
+def state_widths(model: nn.Module) -> tuple[str, ...]:
+    """Write into a model's config what None stands for in it, where that builds the same model; the settings' names.
+
+    The width of a feed-forward layer that the config leaves to the hidden size can be cut only after that.
+    """
+    config: Any = getattr(model, CONFIG, None)
+    hidden = getattr(config, "hidden_size", None)
+    stated: list[str] = []
+    if not is_pretrained(model) or not isinstance(hidden, int):
+        return ()
+    for name in IMPLICIT:
+        if name not in vars(config) or getattr(config, name) is not None:
+            continue
+        setattr(config, name, 4 * hidden)
+        if config_misfit(model):
+            setattr(config, name, None)
+        else:
+            stated.append(name)
+    return tuple(stated)
+
+
 def _misfit(rebuilt: nn.Module, model: nn.Module) -> str:
     """The first tensor whose shape no config gives; "" if all fit."""
     shapes = {name: tuple(tensor.shape) for name, tensor in rebuilt.state_dict().items()}
