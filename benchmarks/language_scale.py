@@ -1,13 +1,15 @@
 """Pruning a checkpoint that need not fit into memory: peak memory, time, and what a SIGKILL in the middle changes.
 
-    python benchmarks/language_scale.py [--hidden 1024 --layers 24 ...] [--max-ram 1GB] [--folder DIR]
+    python benchmarks/language_scale.py [--hidden 3072 --layers 24 ...] [--max-ram 6GB] [--folder DIR]
 
-A LLaMA-shaped checkpoint with random weights is written to disk, one shard for each block. It is pruned by streaming
-three times, each in a process of its own: whole; killed with SIGKILL in the middle of a block; resumed. The resumed
-result must be that of the whole run, byte for byte. With --reference the same is done once more with the whole model in
-memory, and must give the same weights. Random weights say nothing about quality; what is measured is memory and time.
+A LLaMA-shaped checkpoint with random weights is written to disk, one shard for each block. Then, each as a job of its
+own: Wanda 2:4 on a few tokens; a quarter of the feed-forward width; a quarter of the blocks, by name. A job runs three
+times, each in a process of its own: whole; killed with SIGKILL in the middle; resumed. The resumed result must be that
+of the whole run, shard by shard. With --reference Wanda runs once more with the whole model in memory, and must give
+the same weights. Random weights say nothing about quality; what is measured is memory and time.
 
-Results go to benchmarks/results/language_scale.json, one entry for each size.
+Results go to benchmarks/results/language_scale.json, one entry for each size and job; a job that is there is not run
+again.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ from typing import Any
 
 import torch
 
-from prunus.language import prune_blocks
-from prunus.language.block import BlockOptions
-from prunus.language.checkpoint import INDEX, open_checkpoint
+from prunus.language import BlockOptions, Machine, Structure, cut_checkpoint, open_checkpoint, prune_blocks, stream
+from prunus.language.budget import bytes_of
+from prunus.language.checkpoint import INDEX
 from prunus.language.manifest import FILE
 from prunus.language.shards import write_json, write_shard
-from prunus.language.streaming import Machine, stream
+from prunus.surgery.files import sha256
 
 RESULTS = Path(__file__).resolve().parent / "results" / "language_scale.json"
+JOBS = ("wanda", "width", "depth")
+CLAIMS = ("resumed_equals_whole", "within_bound", "equals_in_memory")
 
 
 def main() -> int:
@@ -43,35 +47,41 @@ def main() -> int:
     if given.child:
         return _child(given)
     folder = Path(given.folder or tempfile.mkdtemp(prefix="language_scale_"))
+    rows = json.loads(given.output.read_text()) if given.output.exists() else {}
+    right = True
     try:
-        row = _measure(given, folder)
+        for job in given.jobs:
+            name = f"{job} {given.layers}x{given.hidden} {given.samples}x{given.length}"
+            if name not in rows:
+                rows[name] = _measure(given, folder, job)
+                given.output.write_text(json.dumps(rows, indent=1) + "\n")
+            print(name, json.dumps(rows[name]), flush=True)
+            right &= all(
+                rows[name].get(key, True) for key in ("resumed_equals_whole", "within_bound", "equals_in_memory")
+            )
     finally:
         if not given.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    rows[row["name"]] = row
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(row, indent=1))
-    return 0 if row["resumed_equals_whole"] and row["within_bound"] and row.get("equals_in_memory", True) else 1
+    return 0 if right else 1
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"hidden": 1024, "intermediate": 2816, "layers": 24, "heads": 16, "vocabulary": 32000}.items():
+    for name, default in {"hidden": 3072, "intermediate": 8192, "layers": 26, "heads": 24, "vocabulary": 32000}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--method", default="wanda")
-    parser.add_argument("--sparsity", default="2:4")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument(
         "--dtype", default="float32", help="in which blocks are computed; weights are stored in bfloat16"
     )
-    parser.add_argument("--max-ram", default="1GB")
+    parser.add_argument("--max-ram", default="6GB")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--folder", help="for the checkpoints; default: a temporary one")
-    parser.add_argument("--keep", action="store_true", help="leave the checkpoints there")
+    parser.add_argument("--keep", action="store_true", help="leave the dense checkpoint there")
     parser.add_argument("--reference", action="store_true", help="also prune the whole model in memory")
-    parser.add_argument("--child", choices=("stream", "memory"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=(*JOBS, "memory"), help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -130,36 +140,43 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
 # --------------------------------------------------------------------------------------------------------- processes
 
 
-def _measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    start = time.perf_counter()
-    parameters = make(given, folder / "dense")
-    made = time.perf_counter() - start
-    whole = _finished(_start(given, "stream", folder, "whole"))
-    killed_at = _kill(_start(given, "stream", folder, "broken"), folder / "broken", given.layers // 2)
-    resumed = _finished(_start(given, "stream", folder, "broken"))
+def _measure(given: argparse.Namespace, folder: Path, job: str) -> dict[str, Any]:
+    if not (folder / "dense" / "config.json").exists():
+        shutil.rmtree(folder / "dense", ignore_errors=True)
+        make(given, folder / "dense")
+    parameters = sum(entry.numel for entry in open_checkpoint(folder / "dense").entries.values())
+    whole = _finished(_start(given, job, folder, "whole"))
     row: dict[str, Any] = {
-        "name": f"{parameters / 1e9:.2f}B {given.method} {given.sparsity} {given.samples}x{given.length}",
+        "job": job,
         "parameters": parameters,
         "shards": given.layers + 1,
-        "settings": {name: value for name, value in vars(given).items() if name not in ("folder", "child", "out")},
-        "made_seconds": made,
+        "tokens": f"{given.samples} x {given.length}" if job == "wanda" else "none",
+        "settings": {
+            name: value
+            for name, value in vars(given).items()
+            if name not in ("folder", "child", "out", "output", "jobs", "keep")
+        },
         "whole": whole,
-        "killed_after_blocks": killed_at,
-        "resumed": resumed,
-        "resumed_equals_whole": _same_bytes(folder / "whole", folder / "broken"),
         "seconds_per_billion": whole["seconds"] / (parameters / 1e9),
-        "within_bound": max(whole["peak_rss"], resumed["peak_rss"]) <= whole["max_ram"],
-        "cpu_count": os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "cpu_seconds_per_billion": whole["cpu_seconds"] / (parameters / 1e9),
     }
-    if given.reference:
+    if given.reference and job == "wanda":
         row["in_memory"] = _finished(_start(given, "memory", folder, "memory"))
         row["equals_in_memory"] = _same_tensors(folder / "whole", folder / "memory")
+        shutil.rmtree(folder / "memory")
+    row["killed_after_blocks"] = _kill(_start(given, job, folder, "broken"), folder / "broken", given.layers // 3)
+    row["resumed"] = _finished(_start(given, job, folder, "broken"))
+    row["resumed_equals_whole"] = _hashes(folder / "whole") == _hashes(folder / "broken")
+    row["within_bound"] = max(whole["peak_rss"], row["resumed"]["peak_rss"]) <= (bytes_of(given.max_ram) or 0)
+    row["load"] = round(os.getloadavg()[0], 1)
+    for name in ("whole", "broken"):
+        shutil.rmtree(folder / name)
     return row
 
 
 def _start(given: argparse.Namespace, child: str, folder: Path, out: str) -> subprocess.Popen[str]:
-    passed = {k: v for k, v in vars(given).items() if k not in ("child", "out", "folder", "keep", "reference")}
+    left_out = ("child", "out", "folder", "keep", "reference", "output", "jobs")
+    passed = {k: v for k, v in vars(given).items() if k not in left_out}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in passed.items()]
     command = [sys.executable, __file__, *options, f"--child={child}", f"--folder={folder}", f"--out={folder / out}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -185,9 +202,8 @@ def _kill(process: subprocess.Popen[str], out: Path, blocks: int) -> int:
     raise SystemExit("the run that was to be killed ended by itself")
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
-    files = [sorted(file.name for file in folder.glob("*.safetensors")) for folder in (one, other)]
-    return files[0] == files[1] and all((one / name).read_bytes() == (other / name).read_bytes() for name in files[0])
+def _hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def _same_tensors(one: Path, other: Path) -> bool:
@@ -199,29 +215,43 @@ def _same_tensors(one: Path, other: Path) -> bool:
 
 def _child(given: argparse.Namespace) -> int:
     _provide_operators()
-    options = BlockOptions(given.method, given.sparsity if ":" in given.sparsity else float(given.sparsity))
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, given.vocabulary, (given.samples, given.length), generator=generator)
     dense, out = Path(given.folder) / "dense", Path(given.out)
+    imported = _peak()
+    start, cpu = time.perf_counter(), time.process_time()
     if given.child == "memory":
-        print(json.dumps(_in_memory(given, dense, out, tokens, options)))
-        return 0
-    start = time.perf_counter()
-    machine = Machine(dtype=given.dtype, max_ram=given.max_ram)
-    result = stream(dense, tokens, out, options, machine=machine, say=lambda text: print(text, file=sys.stderr))
-    row = {
-        "seconds": time.perf_counter() - start,
-        "peak_rss": _peak(),
-        "max_ram": _bound(given.max_ram),
-        "predicted_peak": result.plan.peak,
-        "predicted_seconds": result.plan.seconds,
-        "predicted_disk": result.plan.disk,
-        "batch": result.plan.batch,
-        "blocks_found_done": result.resumed,
-        "sparsity": result.zeros / result.parameters,
-    }
-    print(json.dumps(row))
+        row = _in_memory(given, dense, out, tokens)
+    else:
+        row = _on_disk(given, dense, out, tokens)
+    row = {"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - start, **row}
+    print(json.dumps({**row, "rss_of_imports": imported, "peak_rss": row.get("peak_rss", _peak())}))
     return 0
+
+
+def _on_disk(given: argparse.Namespace, dense: Path, out: Path, tokens: torch.Tensor) -> dict[str, Any]:
+    machine = Machine(dtype=given.dtype, max_ram=given.max_ram)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if given.child == "wanda":
+        result = stream(dense, tokens, out, BlockOptions("wanda", "2:4"), machine=machine, say=say)
+        found: dict[str, Any] = {"sparsity": result.zeros / result.parameters}
+    else:
+        names = [f"model.layers.{index}" for index in range(2, given.layers, 4)]
+        structure = Structure(ratio=0.25) if given.child == "width" else Structure(depth=names)
+        result = cut_checkpoint(dense, out, structure, machine=machine, say=say)
+        found = {"parameters": result.after}
+    plan = result.plan
+    return {
+        **found,
+        "predicted_peak": plan.peak,
+        "predicted_seconds": plan.seconds,
+        "predicted_disk": plan.disk,
+        "batch": plan.batch,
+        "found_done": result.resumed,
+    }
 
 
 def _provide_operators() -> None:
@@ -235,24 +265,15 @@ def _provide_operators() -> None:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def _in_memory(
-    given: argparse.Namespace, dense: Path, out: Path, tokens: torch.Tensor, options: BlockOptions
-) -> dict[str, Any]:
+def _in_memory(given: argparse.Namespace, dense: Path, out: Path, tokens: torch.Tensor) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     model = AutoModelForCausalLM.from_pretrained(dense, dtype=getattr(torch, given.dtype))
-    prune_blocks(model, tokens, options, batch=min(8, given.samples))
-    seconds = time.perf_counter() - start
-    peak = _peak()
+    prune_blocks(model, tokens, BlockOptions("wanda", "2:4"), batch=min(8, given.samples))
+    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, "peak_rss": _peak()}
     model.to(dtype=torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportCallIssue]
-    return {"seconds": seconds, "peak_rss": peak}
-
-
-def _bound(text: str) -> int:
-    from prunus.language.budget import bytes_of
-
-    return bytes_of(text) or 0
+    return spent
 
 
 def _peak() -> int:

@@ -205,6 +205,7 @@ def test_zero_sparsity_in_the_stored_type_returns_every_bit(saved, tmp_path):
 def test_memory_bounds_choose_the_batch_or_are_refused(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.language.budget.resident", lambda: 0)
     monkeypatch.setattr("prunus.language.budget.CHUNK", 0)
+    monkeypatch.setattr("prunus.language.budget.LIBRARIES", 0)
     free = stream(saved, IDS, tmp_path / "free", HALF, say=quiet)
     least = stream(saved, IDS, tmp_path / "one", HALF, machine=Machine(batch=1), say=quiet)
     assert free.plan.peak > least.plan.peak

@@ -25,6 +25,9 @@ from .stack import BlockCall
 SLACK = 1.15
 """Factor on what was counted: workspaces inside operators and the allocator's own loss are not seen."""
 
+LIBRARIES = 48 * 2**20
+"""Bytes that libraries take for themselves once matrices are multiplied."""
+
 PROBE = 256
 """Rows and columns of the matrix on which a solver's memory and time are measured."""
 
@@ -162,7 +165,7 @@ def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = N
     Raises:
         BudgetError: it cannot be done in `max_ram`; says what it takes at the least.
     """
-    base = resident()
+    base = resident() + LIBRARIES
     memory, per_entry = _solver_costs(need)
     sizes = [batch] if batch is not None else [size for size in (8, 4, 2, 1) if size <= need.shape[0]] or [1]
     plan = None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import BudgetError
 from .block import BlockOptions
-from .budget import DISK_RATE, SLACK, Machine, Need, bytes_of, plan_stream, resident, shown
+from .budget import DISK_RATE, LIBRARIES, SLACK, Machine, Need, bytes_of, plan_stream, resident, shown
 from .on_disk import OnDisk
 from .shards import CHUNK
 
@@ -47,7 +47,7 @@ def plan_cut(on_disk: OnDisk, ids: Tensor | None, machine: Machine) -> CutPlan:
     """
     checkpoint, skeleton, limit = on_disk.checkpoint, on_disk.skeleton, bytes_of(machine.max_ram)
     inside = [checkpoint.entries[name] for name in skeleton.tensors(0).values()]
-    peak = resident() + int(SLACK * max(entry.bytes + 8 * entry.numel for entry in inside)) + 2 * CHUNK
+    peak = resident() + LIBRARIES + int(SLACK * max(entry.bytes + 8 * entry.numel for entry in inside)) + 2 * CHUNK
     disk, seconds, batch = checkpoint.bytes, 3 * checkpoint.bytes / DISK_RATE, 0
     if ids is not None:
         seen = on_disk.first(ids)
