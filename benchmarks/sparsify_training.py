@@ -73,7 +73,7 @@ class Effort:
     """Of every case alike."""
 
     epochs: int = 5
-    images: int = 20_000
+    images: int = 12_800
     lr: float = 0.02
     batch: int = 128
     precision: str = "bf16"
