@@ -51,6 +51,24 @@ def test_criteria_may_need_data(tmp_path, capsys):
     assert isinstance(prunus.load(tmp_path / "a"), torch.nn.Module)
 
 
+def test_functions_of_ones_own_are_named_by_their_module(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def rows(shape): return torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)\n"
+        "def last_only(layers, sparsity): return [0] * (len(layers) - 1) + [int(sparsity * layers[-1].units)]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ("--pattern", "mine:rows", "--scope", "mine:last_only")
+    assert call("sparsify", "zoo:lenet5", "-s", "0.5", *own, "-o", tmp_path / "a", "--json") == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert [layer["sparsity"] if "sparsity" in layer else layer["zeros"] / layer["entries"] for layer in layers] == [
+        0, 0, 0, 0.5,
+    ]  # fmt: skip
+    assert {layer["pattern"] for layer in layers} == {"rows"}
+    assert call("sparsify", "zoo:lenet5", "-s", "0.5", "--pattern", "mine:nothing", "-o", tmp_path / "b") == 2
+    assert call("sparsify", "zoo:lenet5", "-s", "0.5", "--pattern", "column_balanced:2x1", "-o", tmp_path / "c") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -27,7 +27,9 @@ def prune(
         typer.Option(help="Blocks to leave out first: a share, a number, or a name; repeat it for several names."),
     ] = None,
     criterion: Annotated[str, typer.Option(help="A criterion's name, or package.module:function.")] = "l2_norm",
-    scope: Annotated[str, typer.Option(help="group: the same share everywhere; global: the worst units.")] = "global",
+    scope: Annotated[
+        str, typer.Option(help="group: the same share everywhere; global: the worst units; or package.module:function.")
+    ] = "global",
     keep: Annotated[list[str] | None, typer.Option(help="A module or pattern that stays whole; repeat it.")] = None,
     round_to: Annotated[int, typer.Option(help="Widths become multiples of this.", min=1)] = 1,
     weights: Weights = None,
@@ -42,7 +44,7 @@ def prune(
 
     Example: prunus prune zoo:resnet56 --weights pretrained_cifar10/resnet56.safetensors --target macs=0.5 --out small
     """
-    from ..pipeline.names import criterion_named
+    from ..pipeline.names import criterion_named, function_named
     from ..surgery import check_writable, save
     from ..surgery import prune as cut
 
@@ -63,7 +65,7 @@ def prune(
         named.model(),
         named.example(),
         criterion=criterion_named(criterion),
-        scope=scope,
+        scope=function_named(scope, "scope"),
         depth=left_out,
         keep=keep or (),
         round_to=round_to,

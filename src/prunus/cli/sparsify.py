@@ -23,10 +23,16 @@ def sparsify(
         ),
     ],
     pattern: Annotated[
-        str | None, typer.Option(help="unstructured, 4x1, stripe, filter_shape, kernel, row, column_balanced:4x1 ...")
+        str | None,
+        typer.Option(
+            help="unstructured, 4x1, stripe, filter_shape, kernel, row, column_balanced:4x1 ..., or "
+            "package.module:function."
+        ),
     ] = None,
     criterion: Annotated[str, typer.Option(help="A criterion's name, or package.module:function.")] = "magnitude",
-    scope: Annotated[str, typer.Option(help="layer, global, erk, lamp, uniform_plus ...")] = "layer",
+    scope: Annotated[
+        str, typer.Option(help="layer, global, erk, lamp, uniform_plus ..., or package.module:function.")
+    ] = "layer",
     layers: Annotated[list[str] | None, typer.Option(help="A module or pattern to mask; repeat it.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A module or pattern that stays dense; repeat it.")] = None,
     finalize: Annotated[
@@ -43,7 +49,7 @@ def sparsify(
 
     Example: prunus sparsify zoo:resnet20 --weights pretrained_cifar10/resnet20.safetensors --sparsity 2:4 --out sparse
     """
-    from ..pipeline.names import criterion_named
+    from ..pipeline.names import criterion_named, function_named, pattern_named
     from ..surgery import check_writable, save
     from ..surgery import sparsify as mask
     from .prune import batches_of
@@ -52,16 +58,15 @@ def sparsify(
     check_writable(out)
     wanted = read_sparsity(sparsity)
     named = Named(model, weights, kwarg, None, data)
-    speak.say(
-        f"prunus sparsify: {model} to {', '.join(sparsity)} ({pattern or 'any pattern'}) by {criterion}, into {out}"
-    )
+    form = f" in the pattern {pattern}" if pattern else ""
+    speak.say(f"prunus sparsify: {model} to {', '.join(sparsity)}{form} by {criterion}, into {out}")
     result = mask(
         named.model(),
         sparsity=wanted,
         criterion=criterion_named(criterion),
-        pattern=pattern,
+        pattern=pattern_named(pattern) if pattern else None,
         data=batches_of(data, batches, seed) if data else None,
-        scope=scope,
+        scope=function_named(scope, "scope"),
         layers=layers,
         keep=keep or (),
         inplace=True,

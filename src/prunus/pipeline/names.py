@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingExtraError, StoredFileError, UnknownNameError
+from ..masks import PATTERNS
 
 if TYPE_CHECKING:
     from ..data import DataSource
@@ -303,4 +304,18 @@ def factory_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def criterion_named(name: str) -> str | Callable[..., Any]:
     """A criterion's name as it is, or the function that `package.module:function` names."""
-    return imported(name, "criterion") if ":" in name else name
+    return function_named(name, "criterion")
+
+
+def function_named(name: str, what: str) -> str | Callable[..., Any]:
+    """A name as it is, or the function that `package.module:function` names; `what` it is for messages."""
+    return imported(name, what) if ":" in name else name
+
+
+def pattern_named(text: str) -> str | Callable[..., Any]:
+    """A pattern as `sparsify` reads it ("2:4", "column_balanced:4x1"), or the function that `package.module:function`
+    names."""
+    package, colon, _ = text.partition(":")
+    if not colon or package.isdigit() or package in PATTERNS:
+        return text
+    return imported(text, "pattern")
