@@ -167,15 +167,19 @@ class Removal:
 
     "delete" takes it out of its Sequential or ModuleList, so that later ones move up; "bypass" puts in its place a
     module that gives back its input; "zero" one that gives zeros of its input's shape, and "drop", like "bypass", goes
-    with a zeroed module that alone reads it. `argument` is the input concerned, by position ("0") or keyword;
-    `returned` is the length of the tuple that the module returned (0: a tensor), `output` the position in it.
+    with a zeroed module that alone reads it. "run" takes away run number `run` of the `own_runs` of a module that
+    runs several times: the number that counts such runs, `runs` so far, goes down. `argument` is the input concerned, by
+    position ("0") or keyword; `returned` is the length of the tuple that the module returned (0: a tensor), `output` the position in it.
     """
 
     module: str
-    how: Literal["delete", "bypass", "zero", "drop"]
+    how: Literal["delete", "bypass", "zero", "drop", "run"]
     argument: str = "0"
     returned: int = 0
     output: int = 0
+    run: int = 0
+    own_runs: int = 0
+    runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

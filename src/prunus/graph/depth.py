@@ -8,8 +8,9 @@ can be left out alone when setting the outputs of whole modules to zero makes f(
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..types import Block, Graph, Removal
 from .branches import Branch, Joins, joins_of
 from .counting import unique_tensors
 from .flow import Flow, ModuleCall, flow_of
+from .repeats import repeated
 from .trace import trace
 
 NORMS = frozenset(
@@ -55,10 +57,16 @@ def blocks(model: nn.Module, example_inputs: Any, graph: Graph | None = None) ->
     flow = flow_of(model, example_inputs)
     finder = _Finder(model, flow, joins_of(flow))
     costs = _Costs(graph)
-    found = [*finder.blocks(), *finder.branches()]
+    runs = list(repeated(model, flow, finder.repeated))
+    inside = tuple(f"{block.leaves[0]}." for _, block in runs)
     order = {call.module: index for index, call in reversed(list(enumerate(flow.calls)))}
-    counted = (costs.of(block) for block in found)
-    return tuple(sorted(counted, key=lambda block: (order[block.name], block.unit)))
+    found = [
+        (order[block.name], costs.of(block))
+        for block in (*finder.blocks(), *finder.branches())
+        if not f"{block.name}.".startswith(inside)
+    ]
+    found += [(index, costs.of_run(block, finder.runs[block.leaves[0]])) for index, block in runs]
+    return tuple(block for _, block in sorted(found, key=lambda entry: (entry[0], entry[1].unit)))
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class _Finder:
         self.runs = Counter(call.module for call in flow.calls)
         self.identities: dict[int, _Identity] = {}
         self.reasons: dict[int, str] = {}
+        self.repeated: dict[int, _Identity] = {}
         self.hindered: set[int] = set()
         self.owned = self._owned()
         for index, call in enumerate(flow.calls):
@@ -127,9 +136,12 @@ class _Finder:
         if isinstance(found, str):
             self.reasons[index] = found
             return
-        several = f"it runs {self.runs[call.module]} times in one pass" if self.runs[call.module] > 1 else ""
-        if why := several or self._leak(call, call.outputs[found.output]):
+        if why := self._leak(call, call.outputs[found.output]):
             self.reasons[index] = why
+            self.hindered.add(index)
+        elif self.runs[call.module] > 1:
+            self.repeated[index] = found
+            self.reasons[index] = f"it runs {self.runs[call.module]} times in one pass"
             self.hindered.add(index)
         else:
             self.identities[index] = found
@@ -304,17 +316,32 @@ class _Costs:
             macs=sum(self._macs[name] for name in names) // self._batch,
         )
 
+    def of_run(self, block: Block, runs: int) -> Block:
+        """One of so many runs of a module: it costs no parameters."""
+        return replace(block, macs=self._macs[block.leaves[0]] // runs // self._batch)
 
-def without(graph: Graph, modules: Iterable[str]) -> Graph:
-    """What is left to count of a graph when these modules do not run."""
+
+def without(graph: Graph, modules: Iterable[str], runs: Mapping[str, Fraction] | None = None) -> Graph:
+    """What is left to count of a graph when these modules do not run, or run less often.
+
+    Args:
+        graph: of the whole model.
+        modules: names of those that go.
+        runs: names of modules that run several times -> share of their runs that go.
+    """
     gone = frozenset(modules)
 
     def stays(path: str) -> bool:
         return gone.isdisjoint(_prefixes(path))
 
+    left = [operator for operator in graph.operators if stays(operator.module)]
+    for name, share in (runs or {}).items():
+        mine = [index for index, operator in enumerate(left) if name in _prefixes(operator.module)]
+        dropped = set(mine[len(mine) - int(len(mine) * share) :])
+        left = [operator for index, operator in enumerate(left) if index not in dropped]
     return replace(
         graph,
-        operators=tuple(operator for operator in graph.operators if stays(operator.module)),
+        operators=tuple(left),
         tensors={
             name: info
             for name, info in graph.tensors.items()

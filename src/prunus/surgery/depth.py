@@ -17,7 +17,7 @@ from ..errors import SurgeryError
 from ..types import Removal
 from . import tensors
 from .bypass import Bypass
-from .depth_fields import Undo, follow_branches, follow_deletions
+from .depth_fields import Undo, follow_branches, follow_deletions, follow_runs
 from .verify import check_against, converted_copy
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -43,14 +43,15 @@ def remove(model: nn.Module, removals: Sequence[Removal]) -> Undo:
             step()
 
     try:
-        gone = [_module(model, removal.module) for removal in removals]
+        gone = [(r, _module(model, r.module)) for r in removals if r.how != "run"]
+        undo += follow_runs(model, [removal for removal in removals if removal.how == "run"])
         undo += follow_branches(model, [r.module for r in removals if r.how in ("zero", "drop")])
-        undo += [_replace(model, removal) for removal in removals if removal.how != "delete"]
+        undo += [_replace(model, removal) for removal in removals if removal.how not in ("delete", "run")]
         for container, places in _deletions(model, removals).items():
             undo += follow_deletions(model, container, places)
             undo.append(_delete(model, container, places))
         left = {id(module) for module in model.modules()}
-        for removal, module in zip(removals, gone):
+        for removal, module in gone:
             if id(module) in left:
                 raise SurgeryError(f"{removal.module!r} also stands elsewhere in the model: it cannot be left out")
     except BaseException:
@@ -128,7 +129,7 @@ def renaming(model: nn.Module, removals: Sequence[Removal]) -> Callable[[str], s
         container: _renamed(list(_module(model, container)._modules), places)
         for container, places in _deletions(model, removals).items()
     }
-    gone = {removal.module for removal in removals}
+    gone = {removal.module for removal in removals if removal.how != "run"}
 
     def rename(name: str) -> str | None:
         old, new = "", ""
@@ -149,10 +150,32 @@ def renaming(model: nn.Module, removals: Sequence[Removal]) -> Callable[[str], s
 def left_out(model: nn.Module, removals: Sequence[Removal], dtype: torch.dtype) -> nn.Module:
     """A copy of the whole model in which hooks give back the inputs of these modules, or zeros: the reference."""
     copied = converted_copy(model, dtype)
+    runs: dict[str, set[int]] = defaultdict(set)
     for removal in removals:
-        if removal.how != "drop":
-            copied.get_submodule(removal.module).register_forward_hook(_overruling(removal), with_kwargs=True)
+        runs[removal.module].update([removal.run] if removal.how == "run" else ())
+    for removal in {r.module: r for r in removals if r.how != "drop"}.values():
+        hook = _overruling(removal)
+        if removal.how == "run":
+            hook = _in_runs(hook, copied, runs[removal.module])
+        copied.get_submodule(removal.module).register_forward_hook(hook, with_kwargs=True)
     return copied
+
+
+def _in_runs(hook: Callable[..., Any], model: nn.Module, chosen: set[int]) -> Callable[..., Any]:
+    """The hook in these runs of its module only, counted from the start of each pass of the model."""
+    done = 0
+
+    def start(*_: Any) -> None:
+        nonlocal done
+        done = 0
+
+    def counted(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+        nonlocal done
+        done += 1
+        return hook(module, args, kwargs, out) if done - 1 in chosen else out
+
+    model.register_forward_pre_hook(start)
+    return counted
 
 
 def _overruling(removal: Removal) -> Callable[..., Any]:

@@ -10,15 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import SurgeryError
+from ..graph.repeats import COUNTS, counters, owner_of
+from ..types import Removal
 from .attributes import write
 
 Undo = Callable[[], None]
-
-COUNTS = frozenset(
-    "num_hidden_layers n_layer n_layers num_layers num_blocks n_blocks depth encoder_layers decoder_layers "
-    "num_encoder_layers num_decoder_layers encoder_num_hidden_layers decoder_num_hidden_layers".split()
-)
-"""Numbers of members, by name, in the module that holds them and in its config."""
 
 INDICES = frozenset("layer_idx layer_id layer_index layer_number layer_num block_idx block_id block_index".split())
 """Positions of a layer among its siblings, by name."""
@@ -94,6 +91,27 @@ def follow_branches(model: nn.Module, gone: Iterable[str]) -> list[Undo]:
             before = sum(each < index for each in lost[type(module)])
             if before:
                 undo.append(write(module, CACHE_INDEX, index - before))
+    return undo
+
+
+def follow_runs(model: nn.Module, removals: Iterable[Removal]) -> list[Undo]:
+    """What counts the runs of modules that run several times goes down by those that are left out.
+
+    Raises:
+        SurgeryError: nothing counts them, or none would be left.
+    """
+    lost: dict[tuple[str, int], int] = {}
+    for removal in removals:
+        key = owner_of(model, removal.module), removal.runs
+        lost[key] = lost.get(key, 0) + 1
+    undo: list[Undo] = []
+    for (owner, runs), gone in lost.items():
+        found = counters(model, owner, runs)
+        if not found or gone >= runs:
+            raise SurgeryError(
+                f"{gone} of {runs} runs cannot be left out of {owner or 'the model'!r}: nothing counts them"
+            )
+        undo += [_set(place, name, runs - gone) for place, name in found]
     return undo
 
 

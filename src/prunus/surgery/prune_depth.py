@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -82,9 +84,16 @@ def leave_out(
 def _protected(block: Block, kept: dict[str, str]) -> Block:
     for removal in block.removals:
         for name, asked in kept.items():
-            if name.startswith(f"{removal.module}."):
+            if removal.how != "run" and name.startswith(f"{removal.module}."):
                 return replace(block, why_not=f"keep={asked!r} protects it")
     return block
+
+
+def _shares(removals: Sequence[Removal]) -> dict[str, Fraction]:
+    """Module that runs several times -> share of its runs that go."""
+    gone = Counter(removal.module for removal in removals if removal.how == "run")
+    total = {removal.module: removal.own_runs for removal in removals}
+    return {name: Fraction(count, total[name]) for name, count in gone.items()}
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class _Trials(Generic[ModuleT]):
         rename = renaming(self.model, removals)
         keep = [new for name in self.kept if (new := rename(name)) is not None]
         graph = trace(shallow, self.inputs, keep, self.outputs)
-        expected = size_of(without(self.graph, [removal.module for removal in removals]))
+        expected = size_of(without(self.graph, [r.module for r in removals if r.how != "run"], _shares(removals)))
         if size_of(graph) != expected:
             raise VerificationError(
                 f"the model without {', '.join(names)} was to have {expected}, but has {size_of(graph)}"

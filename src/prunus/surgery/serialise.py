@@ -173,14 +173,15 @@ def _attribute(value: Any) -> AttributeChange:
 
 def _removal(value: Any) -> Removal:
     how = value["how"]
-    if how not in ("delete", "bypass", "zero", "drop"):
-        raise ValueError(f"how is {how!r}, expected 'delete', 'bypass', 'zero' or 'drop'")
+    if how not in ("delete", "bypass", "zero", "drop", "run"):
+        raise ValueError(f"how is {how!r}, expected 'delete', 'bypass', 'zero', 'drop' or 'run'")
     return Removal(
         _is(str, value["module"]),
         how,
         _is(str, value["argument"]),
         _is(int, value["returned"]),
         _is(int, value["output"]),
+        *(_is(int, value.get(name, 0)) for name in ("run", "own_runs", "runs")),
     )
 
 
