@@ -1,6 +1,6 @@
 """How long pruning itself takes: trace, score, plan and apply, beside torch-pruning in the same run.
 
-    python benchmarks/overhead.py [--repeats 5] [--networks resnet50 "torchvision swin_b"] [--json out.json]
+    python benchmarks/overhead.py [--repeats 5] [--networks resnet50 "torchvision swin_b"] [--json out.json] [--seconds 300]
 
 The two tools take turns (A, B, A, B ...) on fresh copies of the same network; CPU seconds of the process are
 compared, as medians. Both halve the channels by the L2 norm of their weights; torch-pruning is told which layer puts
@@ -17,6 +17,7 @@ import copy
 import gc
 import io
 import json
+import signal
 import statistics
 import time
 import warnings
@@ -136,7 +137,23 @@ def build(name: str) -> tuple[nn.Module, Any]:
     return (NETWORKS[name]().eval(), image()) if name in NETWORKS else LIBRARY_NETWORKS[name]()
 
 
-def compare(name: str, repeats: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """TimeoutError after so many CPU seconds of this process."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s of CPU time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def compare(name: str, repeats: int, seconds: float) -> dict[str, Any]:
     dense, inputs = build(name)
     size = sum(p.numel() for p in dense.parameters())
     rows: dict[str, list[Timings]] = {tool: [] for tool in TOOLS}
@@ -144,9 +161,11 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
     proof = 0.0
     for repeat in range(repeats + 1):
         for tool, prune in TOOLS.items():
+            if tool in result["runs"] and repeat and tool not in result["left"]:
+                continue  # it failed in the first round
             model = copy.deepcopy(dense)
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), limited(seconds):
                     warnings.simplefilter("ignore")
                     timings = prune(model, inputs, repeat == 0 and size <= PROOF_UP_TO)
             except Exception as error:  # the other tool's failure is a result too
@@ -182,11 +201,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS, *LIBRARY_NETWORKS])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=300, help="limit of CPU time for one tool and network")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name in options.networks:
-        rows.append(compare(name, options.repeats))
+        rows.append(compare(name, options.repeats, options.seconds))
         print(json.dumps(rows[-1]), flush=True)
         ratios = [row["ratio"] for row in rows if "ratio" in row]
         if options.json:
