@@ -28,7 +28,7 @@ def test_saliencies_are_the_growth_of_a_quadratic_loss_and_constant_curvature_is
     assert torch.equal(obd(weight, torch.full((50,), 3.0)).argsort(), magnitude(weight).argsort())
 
 
-@pytest.mark.parametrize("form", ["fisher", "hutchinson"])
+@pytest.mark.parametrize("form", ["fisher", "hutchinson", "backpropagated"])
 def test_pruning_a_trained_network_beats_random_masks_before_and_after_retraining(digits, form):
     model = dense(digits)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -34,8 +34,8 @@ def obd(
     Args:
         task: its model is trained, near a minimum of the loss; `training` is divided over the rounds.
         rounds: the density after round k is (1 - amount)^(k / rounds).
-        form: of the diagonal of the Hessian, measured anew in each round: "fisher", "hutchinson" or "exact", see
-            `prunus.statistics.hessian_diagonal`.
+        form: of the diagonal of the Hessian, measured anew in each round: "fisher", "backpropagated" (as in the paper),
+            "hutchinson" or "exact", see `prunus.statistics.hessian_diagonal`.
         batches, batch_size: of training data that it is measured on.
         probes: of "hutchinson", per batch.
         scope: as for `prunus.sparsify`; the saliencies of all layers are comparable.
@@ -196,7 +196,11 @@ CARDS = (
         how='prunus.methods.run("obd", Task(model, x, train, validation, amount=0.8, training=config), form="fisher")',
         formula="s = h w^2 / 2, h a diagonal entry of the Hessian of the mean loss; the smallest of all layers go",
         cost="gradients of single examples (fisher) or Hessian-vector products (hutchinson) per round; one training",
-        departures="h is exact, estimated by probes, or Fisher information; the paper back-propagates an approximation",
+        departures="h is Fisher information by default; form='backpropagated' is the paper's recursion, for networks "
+        "of linear layers, convolutions, batch norm, pooling and pointwise activations; exact and by probes as well",
+        evidence="two-layer network on 800 digits, three seeds, one round, no retraining: at 80% sparsity fisher and "
+        "backpropagated leave 89-91% of the test digits right, hutchinson with 8 probes 73-80%, plain magnitude 92-93%; "
+        "at 90%: fisher 67-76%, backpropagated 71-79%, hutchinson 53-69%, magnitude 74-83%: it did not beat magnitude",
         run=obd,
     ),
     Card(

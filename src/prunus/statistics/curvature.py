@@ -1,4 +1,6 @@
-"""Diagonals of the Hessian of the loss: exact, by random probes, or as Fisher information. The model is only read."""
+"""Diagonals of the Hessian of the loss: exact, by random probes, as Fisher information, or propagated back. The model
+is only read.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnknownNameError
 from ..types import Statistics
+from .backpropagated import squared_backward
 from .state import preserved
 
 Loss = Callable[[Any, Any], Tensor]
@@ -37,7 +40,9 @@ def hessian_diagonal(
         batches: (inputs, target); the result is the mean over all examples.
         form: "exact": one backward pass per parameter, for tiny networks. "hutchinson": mean of v (H v) over random
             signs v, unbiased. "fisher": mean of the squared gradients of single examples, which is not negative and
-            equals the expected second derivative where the network's probabilities are right.
+            equals the expected second derivative where the network's probabilities are right. "backpropagated": the
+            paper's own recursion, in one backward pass; not negative for convex losses; for networks of linear layers,
+            convolutions, batch norm, pooling and pointwise activations.
         loss: (output, target) -> mean over the examples, a scalar; None is cross entropy.
         probes: of "hutchinson", per batch.
         seed: of the probes.
@@ -48,7 +53,8 @@ def hessian_diagonal(
 
     Raises:
         UnknownNameError: no such form.
-        InputError: no batches, or too many parameters for the exact one.
+        InputError: no batches, too many parameters for the exact one, or a function without a rule for
+            "backpropagated".
 
     Source: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1989; the probes: Bekas, Kokiopoulou, Saad, "An estimator
     for the diagonal of a matrix", Applied Numerical Mathematics 57, 2007.
@@ -122,4 +128,12 @@ def _fisher(
     return [t / len(target) for t in total]
 
 
-FORMS: Mapping[str, Diagonal] = MappingProxyType({"exact": _exact, "hutchinson": _hutchinson, "fisher": _fisher})
+def _backpropagated(
+    model: nn.Module, parameters: list[Tensor], inputs: Any, target: Any, loss: Loss, _: torch.Generator
+) -> list[Tensor]:
+    return squared_backward(model, parameters, inputs, target, loss)
+
+
+FORMS: Mapping[str, Diagonal] = MappingProxyType(
+    {"exact": _exact, "hutchinson": _hutchinson, "fisher": _fisher, "backpropagated": _backpropagated}
+)
