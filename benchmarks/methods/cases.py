@@ -43,6 +43,10 @@ class Case:
     budgets: tuple[float, ...] = ()
 
 
+SLOW = frozenset({"fsim_entropy", "curating", "msvfp", "coarse_fine", "lfpc"})
+"""Methods that take longer than all others; they come last in every stage."""
+
+
 def id_of(criterion: str) -> str:
     """The id of the card that stands for a criterion, or its own name where it has none."""
     names = [card for card, name in ALIASES.items() if name == criterion and card in methods()]
@@ -259,7 +263,7 @@ def all_cases() -> list[Case]:
     found = [
         *filter_criteria(), *FILTER_METHODS, *FILTER_TRAINING, *weights, *WEIGHT_METHODS, *patterns, *WEIGHT_TRAINING,
     ]  # fmt: skip
-    return sorted(found, key=lambda case: not is_baseline(case))
+    return sorted(found, key=lambda case: (not is_baseline(case), case.method in SLOW))
 
 
 BASELINES: Mapping[str, tuple[str, str]] = {"filter": ("random", "l2_norm"), "weight": ("random_weight", "magnitude")}
