@@ -72,6 +72,9 @@ GLOBAL: Mapping[str, str] = {
 """Criteria that are also ranked over all layers, and how their scores are normalised then: those published so, and
 norms."""
 
+MORE_THAN_A_RANKING = frozenset({"thinet", "lasso_channel", "pearson_pairs"})
+"""Criteria whose method also repairs or trains; by themselves they are a variant of it."""
+
 SAME_AS_L2 = frozenset({"lp_norm"})
 """Criteria that are, with their default options, another one of the table."""
 
@@ -85,7 +88,8 @@ def _by_criterion(criterion: str, scope: str) -> Case:
         return prunus.apply(setting.dense, plan)
 
     seeded = bool(CRITERIA[criterion].data_needs) or criterion == "random"
-    return Case(id_of(criterion), "filter", make, "global" if scope == "global" else "", seeded, budgets=MACS)
+    alone = "ranking only" if criterion in MORE_THAN_A_RANKING else ""
+    return Case(id_of(criterion), "filter", make, "global" if scope == "global" else alone, seeded, budgets=MACS)
 
 
 def filter_criteria() -> list[Case]:
