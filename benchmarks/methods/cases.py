@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from setting import EPOCHS, MACS, SPARSITY, Setting
+from setting import CALIBRATION_BATCHES, EPOCHS, MACS, SPARSITY, Setting
 from torch import nn
 
 import prunus
@@ -72,6 +72,9 @@ GLOBAL: Mapping[str, str] = {
 """Criteria that are also ranked over all layers, and how their scores are normalised then: those published so, and
 norms."""
 
+GRADIENTS = ("taylor_weight", "taylor_joint", "taylor_gate", "taylor_activation", "mean_gradient")
+"""Criteria of gradients, which are small and noisy on images that the network has learned: also with more of these."""
+
 MORE_THAN_A_RANKING = frozenset({"thinet", "lasso_channel", "pearson_pairs"})
 """Criteria whose method also repairs or trains; by themselves they are a variant of it."""
 
@@ -79,23 +82,28 @@ SAME_AS_L2 = frozenset({"lp_norm"})
 """Criteria that are, with their default options, another one of the table."""
 
 
-def _by_criterion(criterion: str, scope: str) -> Case:
+def _by_criterion(criterion: str, scope: str, batches: int = CALIBRATION_BATCHES, variant: str = "") -> Case:
     normalise = GLOBAL[criterion] if scope == "global" else "mean"
 
     def make(setting: Setting, budget: float, seed: int) -> nn.Module:
-        scores = setting.scores(criterion, seed)
+        scores = setting.scores(criterion, seed, batches)
         plan = prunus.plan(setting.graph, scores, target={"macs": budget}, scope=scope, normalise=normalise)
         return prunus.apply(setting.dense, plan)
 
     seeded = bool(CRITERIA[criterion].data_needs) or criterion == "random"
-    alone = "ranking only" if criterion in MORE_THAN_A_RANKING else ""
-    return Case(id_of(criterion), "filter", make, "global" if scope == "global" else alone, seeded, budgets=MACS)
+    if criterion in MORE_THAN_A_RANKING:
+        variant = "ranking only"
+    return Case(id_of(criterion), "filter", make, variant, seeded, budgets=MACS)
 
 
 def filter_criteria() -> list[Case]:
     """Every criterion of whole units; all layers lose the same share, and only the choice within a layer differs."""
     names = [name for name, criterion in CRITERIA.items() if criterion.level == "unit" and name not in SAME_AS_L2]
-    return [*(_by_criterion(name, "group") for name in names), *(_by_criterion(name, "global") for name in GLOBAL)]
+    return [
+        *(_by_criterion(name, "group") for name in names),
+        *(_by_criterion(name, "global", variant="global") for name in GLOBAL),
+        *(_by_criterion(name, "group", 8 * CALIBRATION_BATCHES, "4,096 images") for name in GRADIENTS),
+    ]
 
 
 def _to_target(setting: Setting, budget: float) -> dict[str, Any]:
@@ -120,14 +128,18 @@ def _to_blocks(setting: Setting, budget: float) -> dict[str, Any]:
 
 
 def _whole(
-    method: str, amount: Callable[[Setting, float], dict[str, Any]], trains: bool = False, **options: Any
+    method: str,
+    amount: Callable[[Setting, float], dict[str, Any]],
+    trains: bool = False,
+    variant: str = "",
+    **options: Any,
 ) -> Case:
     def make(setting: Setting, budget: float, seed: int) -> nn.Module:
         task = setting.task(seed, epochs=EPOCHS if trains else 0, **amount(setting, budget))
         return run(method, task, **options).model
 
     data_free = method in ("filtersketch", "wacp_jsd")
-    return Case(method, "filter", make, seeded=not data_free, trains=trains, budgets=MACS)
+    return Case(method, "filter", make, variant, seeded=not data_free, trains=trains, budgets=MACS)
 
 
 FILTER_METHODS: tuple[Case, ...] = (
@@ -139,7 +151,7 @@ FILTER_METHODS: tuple[Case, ...] = (
     _whole("discriminative_layer_pruning", _to_blocks),
     _whole("layer_imprint", _to_blocks),
     _whole("block_dbp", _to_blocks),
-    _whole("msvfp", _to_target),
+    _whole("msvfp", _to_target, variant="128 images, steps of 20%", batches=1, batch_size=128, step=0.2),
     _whole("coarse_fine", _to_macs),
 )
 """Whole methods that are done before the recovery."""

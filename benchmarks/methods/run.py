@@ -15,6 +15,7 @@ any time. They come in stages, the most telling first; see `STAGES`. `page.py` m
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import sys
 import time
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import BASELINES, Case, all_cases, is_baseline
+from cases import BASELINES, SLOW, Case, all_cases, is_baseline
 from evidence import RESULTS, Key, Row, append, read
 from setting import BUDGETS, Setting, right
 from torch import nn
@@ -114,9 +115,7 @@ class Answers:
 def measure(job: Job, setting: Setting, answers: Answers) -> Row:
     """Prune, recover where wanted, and test."""
     before = dict(setting.seconds)
-    start = time.perf_counter()
-    model = job.case.make(setting, job.budget, job.seed)
-    seconds = time.perf_counter() - start
+    model, seconds = _pruned(job, setting)
     new = {need: value for need, value in setting.seconds.items() if need not in before}
     macs, sizes = (setting.macs(model) if job.case.kind == "filter" else 1.0), _sizes(setting, model)
     if not job.case.trains:
@@ -130,9 +129,23 @@ def measure(job: Job, setting: Setting, answers: Answers) -> Row:
         "seed": job.seed, "recovered": job.recovered, "trains": job.case.trains,
         "accuracy": int(hits.sum()) / len(hits), "low": round(spread.low, 6), "high": round(spread.high, 6),
         "images": len(hits), "macs": round(macs, 4), **sizes, "seconds": round(seconds, 3),
-        "seconds_of_statistics": {need: round(value, 3) for (need, _), value in new.items()},
+        "seconds_of_statistics": {need: round(value, 3) for (need, *_), value in new.items()},
         "against": answers.against(job, hits),
     }  # fmt: skip
+
+
+def _pruned(job: Job, setting: Setting) -> tuple[nn.Module, float]:
+    """The pruned network and what it took; of methods that take long the same for both of their rows."""
+    key = job.key[:-1]
+    if key not in setting.pruned:
+        start = time.perf_counter()
+        model = job.case.make(setting, job.budget, job.seed)
+        found = model, time.perf_counter() - start
+        if job.case.method not in SLOW:
+            return found
+        setting.pruned[key] = found
+    model, seconds = setting.pruned[key]
+    return copy.deepcopy(model), seconds
 
 
 def _sizes(setting: Setting, model: nn.Module) -> dict[str, float]:

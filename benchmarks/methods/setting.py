@@ -52,6 +52,10 @@ def config(seed: int = 0, epochs: int = EPOCHS) -> TrainingConfig:
     )  # fmt: skip
 
 
+Measured = tuple[str, int, int]
+"""(need or criterion, seed, batches that it was measured on)"""
+
+
 @dataclass
 class Setting:
     """The network and its data, with what was measured of them so far: statistics are shared by all methods.
@@ -61,7 +65,7 @@ class Setting:
         train: the images that methods train on, estimate batch norm on and read.
         pool: all training images, from which statistics are drawn. validation: images that select.
         test: all test images, normalised, and their labels.
-        seconds: what each statistic took, by need and seed.
+        seconds: what each statistic took. pruned: networks that took long to make, and how long.
     """
 
     dense: nn.Module
@@ -71,9 +75,10 @@ class Setting:
     test: tuple[Tensor, Tensor]
     example: Tensor
     graph: Graph
-    seconds: dict[tuple[str, int], float] = field(default_factory=dict)
-    _statistics: dict[tuple[str, int], Statistics] = field(default_factory=dict)
-    _scores: dict[tuple[str, int], Scores] = field(default_factory=dict)
+    seconds: dict[Measured, float] = field(default_factory=dict)
+    pruned: dict[tuple[Any, ...], tuple[nn.Module, float]] = field(default_factory=dict)
+    _statistics: dict[Measured, Statistics] = field(default_factory=dict)
+    _scores: dict[Measured, Scores] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, test_images: int | None = None) -> Setting:
@@ -90,9 +95,9 @@ class Setting:
             prunus.trace(dense, example),
         )  # fmt: skip
 
-    def calibration(self, seed: int) -> list[tuple[Tensor, Tensor]]:
+    def calibration(self, seed: int, batches: int = CALIBRATION_BATCHES) -> list[tuple[Tensor, Tensor]]:
         """The batches that statistics are collected from."""
-        return list(islice(self.pool.batches(CALIBRATION_BATCH, shuffle=True, seed=seed), CALIBRATION_BATCHES))
+        return list(islice(self.pool.batches(CALIBRATION_BATCH, shuffle=True, seed=seed), batches))
 
     def task(self, seed: int, *, epochs: int = 0, **amount: Any) -> Task:
         """For `prunus.methods.run`: the same network, images and recovery for every whole method."""
@@ -100,33 +105,32 @@ class Setting:
             self.dense, self.example, self.train, self.validation, training=config(seed, epochs), seed=seed, **amount
         )
 
-    def statistics(self, needs: frozenset[str] | set[str], seed: int) -> Statistics:
+    def statistics(self, needs: frozenset[str] | set[str], seed: int, batches: int = CALIBRATION_BATCHES) -> Statistics:
         """What criteria need, measured once for each seed."""
         values: dict[str, Any] = {}
-        batches = examples = 0
         for need in sorted(needs):
-            if (need, seed) not in self._statistics:
+            key = need, seed, batches
+            if key not in self._statistics:
                 start = time.perf_counter()
-                self._statistics[need, seed] = self._measured(need, seed)
-                self.seconds[need, seed] = time.perf_counter() - start
-            found = self._statistics[need, seed]
-            values.update(found.values)
-            batches, examples = found.batches, found.examples
-        return Statistics(values, batches, examples)
+                self._statistics[key] = self._measured(*key)
+                self.seconds[key] = time.perf_counter() - start
+            values.update(self._statistics[key].values)
+        return Statistics(values, batches, batches * CALIBRATION_BATCH)
 
-    def _measured(self, need: str, seed: int) -> Statistics:
+    def _measured(self, need: str, seed: int, batches: int) -> Statistics:
         if need in OTHERS:
             return OTHERS[need](self, seed)
-        return prunus.collect(self.dense, self.calibration(seed), [need], graph=self.graph, seed=seed)
+        return prunus.collect(self.dense, self.calibration(seed, batches), [need], graph=self.graph, seed=seed)
 
-    def scores(self, criterion: str, seed: int) -> Scores:
+    def scores(self, criterion: str, seed: int, batches: int = CALIBRATION_BATCHES) -> Scores:
         """Of every unit by a criterion, computed once for each seed."""
-        if (criterion, seed) not in self._scores:
-            found = self.statistics(prunus.CRITERIA[criterion].data_needs, seed)
-            self._scores[criterion, seed] = prunus.score(
+        key = criterion, seed, batches
+        if key not in self._scores:
+            found = self.statistics(prunus.CRITERIA[criterion].data_needs, seed, batches)
+            self._scores[key] = prunus.score(
                 self.graph, criterion, found, model=self.dense, fallback="l2_norm", seed=seed
             )
-        return self._scores[criterion, seed]
+        return self._scores[key]
 
     def recalibrated(self, model: nn.Module) -> nn.Module:
         """The model with batch-norm statistics estimated anew; in place."""
