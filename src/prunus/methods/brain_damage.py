@@ -199,8 +199,10 @@ CARDS = (
         departures="h is Fisher information by default; form='backpropagated' is the paper's recursion, for networks "
         "of linear layers, convolutions, batch norm, pooling and pointwise activations; exact and by probes as well",
         evidence="two-layer network on 800 digits, three seeds, one round, no retraining: at 80% sparsity fisher and "
-        "backpropagated leave 89-91% of the test digits right, hutchinson with 8 probes 73-80%, plain magnitude 92-93%; "
-        "at 90%: fisher 67-76%, backpropagated 71-79%, hutchinson 53-69%, magnitude 74-83%: it did not beat magnitude",
+        "backpropagated leave 89-91% of the test digits right, hutchinson with 8 probes 73-80%, magnitude 92-93%; at "
+        "90%: fisher 67-76%, backpropagated 71-79%, hutchinson 53-69%, magnitude 74-83%: it did not beat magnitude. "
+        "Rank correlation of the saliencies with those of the exact diagonal, 128 digits, one seed: backpropagated 0.996, "
+        "fisher 0.98, magnitude 0.88, hutchinson 0.19",
         run=obd,
     ),
     Card(
