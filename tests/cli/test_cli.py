@@ -82,6 +82,19 @@ def test_analyze_lists_groups_and_reasons(capsys):
     assert "prunus analyze" in talk
 
 
+def test_analyze_lists_blocks_and_draws_the_coupling(capsys, tmp_path):
+    picture = tmp_path / "coupling.svg"
+    assert call("analyze", "zoo:resnet20", "--picture", picture, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    can = [block["name"] for block in found["blocks"] if not block["why_not"]]
+    assert can == ["layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"]
+    assert found["picture"] == str(picture)
+    assert picture.read_text().startswith("<svg")
+    assert call("analyze", "zoo:resnet20") == 0
+    assert "depth: 7 of" in capsys.readouterr().out
+    assert call("analyze", "zoo:lenet5", "--picture", tmp_path / "nowhere" / "x.svg") == 2
+
+
 def test_prune_saves_a_model_that_the_next_verb_takes(tmp_path, capsys):
     out = tmp_path / "small"
     assert call("prune", "zoo:lenet5", "--target", "macs=0.5", "--out", out, "--json") == 0

@@ -10,7 +10,7 @@ import prunus
 from prunus.errors import SurgeryError
 from prunus.graph import plan_from, trace
 from prunus.surgery import apply
-from prunus.surgery.layers import FOLLOWS
+from prunus.surgery.layers import FOLLOWS, follow
 from prunus.types import AttributeChange, OperatorShape, TensorCut
 
 from .helpers import plan_of
@@ -166,3 +166,15 @@ def test_a_weight_norm_is_cut_in_its_length_and_its_direction():
     assert result.model[2].weight.shape == (4, 3, 3)
     assert (result.model[2].in_channels, result.model[2].out_channels) == (3, 4)
     assert result.plan.neutral  # and so was compared with the masked model
+
+
+def test_an_attribute_of_ones_own_follows_a_tensor_and_the_ways_of_the_base_class_stay():
+    class Own(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 3)
+            self.hidden_dim = 8
+
+    follow(Own, "hidden_dim", "weight", 1)
+    follow(f"{Own.__module__}.Elsewhere", "size", "weight")
+    result = prunus.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Own()), torch.randn(2, 4), ratio=0.5)
+    assert (result.model[2].hidden_dim, result.model[2].in_features, result.model[2].out_features) == (4, 4, 3)

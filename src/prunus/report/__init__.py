@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .coupling import coupling_picture
 from .markdown import render_markdown
 from .page import render_html
 from .read import SCHEMA, load
 from .verdict import diagnosis, headline, pareto
 
-__all__ = ["SCHEMA", "diagnosis", "headline", "pareto", "render", "render_html", "render_markdown"]
+__all__ = ["SCHEMA", "coupling_picture", "diagnosis", "headline", "pareto", "render", "render_html", "render_markdown"]
 
 
 def render(report: Mapping[str, Any] | str | Path, out: str | Path | None = None) -> Path:
@@ -40,12 +41,20 @@ def render(report: Mapping[str, Any] | str | Path, out: str | Path | None = None
             "render: out is missing; a report given as a mapping has no folder of its own, so name the file to write"
         )
     target = Path(out) if out is not None else Path(str(folder)) / "report.html"
-    page = render_html(content)
+    return write(target, render_html(content), "render: cannot write out")
+
+
+def write(target: Path, content: str, complaint: str) -> Path:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written; starts with the complaint, and says why.
+    """
     try:
-        _replace(target, page)
+        _replace(target, content)
     except OSError as error:
         raise InputError(
-            f"render: cannot write out={str(target)!r}: {error.strerror or error}; give a file in a folder that exists"
+            f"{complaint}={str(target)!r}: {error.strerror or error}; give a file in a folder that exists"
         ) from error
     return target
 

@@ -7,6 +7,7 @@ from .cut import apply, plans_of
 from .experts import PrunedExperts, prune_experts
 from .files import check_writable, read_weights
 from .gradual import GradualPruner
+from .layers import follow
 from .leave_out import leave_out_failing
 from .prune import Pruned, PruneOptions, prune
 from .report import Report, Width, report_of
@@ -41,6 +42,7 @@ __all__ = [
     "Verified",
     "Width",
     "report_of",
+    "follow",
     "leave_out_failing",
     "plans_of",
     "save",

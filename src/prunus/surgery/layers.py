@@ -105,7 +105,7 @@ def _recurrent_projection(resized: Resized) -> int:
     return resized.shapes["weight_hr_l0"][0] if "weight_hr_l0" in resized.shapes else 0
 
 
-FOLLOWS: Mapping[type[nn.Module] | str, Mapping[str, Rule]] = {
+FOLLOWS: dict[type[nn.Module] | str, Mapping[str, Rule]] = {
     _ConvNd: {"groups": _groups, "in_channels": _times_groups(1), "out_channels": _dim("weight", 0)},
     _ConvTransposeNd: {"groups": _groups, "in_channels": _dim("weight", 0), "out_channels": _times_groups(1)},
     nn.Linear: {"in_features": _dim("weight", 1), "out_features": _dim("weight", 0)},
@@ -144,6 +144,27 @@ FOLLOWS: Mapping[type[nn.Module] | str, Mapping[str, Rule]] = {
     RNNCellBase: {"input_size": _dim("weight_ih", 1), "hidden_size": _dim("weight_hh", 1)},
     "transformers.pytorch_utils.Conv1D": {"nx": _dim("weight", 0), "nf": _dim("weight", 1)},
 }
+
+
+def follow(kind: type[nn.Module] | str, attribute: str, tensor: str, dim: int = 0) -> None:
+    """Let an attribute of a layer type follow the size of one of its tensors, in every cut from now on.
+
+    Args:
+        kind: a module class, its subclasses included, or its full name, such as "mylib.layers.Experts".
+        attribute: holds an int, such as "hidden_dim"; layers without it are passed over.
+        tensor: name of a parameter or buffer, as the layer knows it ("weight", "proj.weight").
+        dim: the dimension whose size the attribute becomes.
+
+    >>> from torch import nn
+    >>> class Widths(nn.Linear):
+    ...     hidden: int
+    >>> follow(Widths, "hidden", "weight", 1)
+    """
+    FOLLOWS[kind] = {**_lookup_kind(kind), attribute: _dim(tensor, dim)}
+
+
+def _lookup_kind(kind: type[nn.Module] | str) -> Mapping[str, Rule]:
+    return FOLLOWS.get(kind, {}) if isinstance(kind, str) else _lookup(FOLLOWS, kind, {})
 
 
 @dataclass(frozen=True)
