@@ -201,8 +201,8 @@ CARDS = (
         evidence="two-layer network on 800 digits, three seeds, one round, no retraining: at 80% sparsity fisher and "
         "backpropagated leave 89-91% of the test digits right, hutchinson with 8 probes 73-80%, magnitude 92-93%; at "
         "90%: fisher 67-76%, backpropagated 71-79%, hutchinson 53-69%, magnitude 74-83%: it did not beat magnitude. "
-        "Rank correlation of the saliencies with those of the exact diagonal, 128 digits, one seed: backpropagated 0.996, "
-        "fisher 0.98, magnitude 0.88, hutchinson 0.19",
+        "Rank correlation of the saliencies with those of the exact diagonal, 128 digits, one seed: backpropagated "
+        "0.996, fisher 0.98, magnitude 0.88, hutchinson 0.19",
         run=obd,
     ),
     Card(

@@ -83,8 +83,8 @@ _ZERO_OR_ONE = (
     F.relu, torch.relu, Tensor.relu, torch.max_pool1d, torch.max_pool2d, F.max_pool1d, F.max_pool2d, torch.flatten,
     Tensor.flatten, Tensor.view, Tensor.unflatten, Tensor.reshape, torch.reshape, Tensor.permute, torch.permute,
     Tensor.transpose, torch.transpose, Tensor.contiguous, torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__,
-    Tensor.__iadd__, Tensor.squeeze, Tensor.unsqueeze, Tensor.__getitem__, torch.cat, F.pad, Tensor.sum, torch.sum, F.dropout,
-    F.dropout2d, Tensor.float, Tensor.double, Tensor.to,
+    Tensor.__iadd__, Tensor.squeeze, Tensor.unsqueeze, Tensor.__getitem__, torch.cat, F.pad, Tensor.sum, torch.sum,
+    F.dropout, F.dropout2d, Tensor.float, Tensor.double, Tensor.to,
 )  # fmt: skip
 RULES: Mapping[Call, Rule] = MappingProxyType(
     {
