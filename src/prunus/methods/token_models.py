@@ -20,7 +20,7 @@ from ..language.tokens import ClassesSecond, token_loss
 from ..statistics.state import preserved
 from ..surgery import Pruned, apply, prune
 from ..surgery.pretrained import construction_of, opening, with_attributes
-from ..training import Distillation, fit
+from ..training import Distillation, StepInfo, fit
 from ..training.batches import Split
 from ..types import Block, Graph, Group, Plan, Scores
 from .steps import History, free_blocks
@@ -57,7 +57,15 @@ def mean_loss(task: Task, model: nn.Module, split: Split, batch_size: int = 32) 
     return total / count
 
 
-def recover(task: Task, model: nn.Module, *, epochs: int | None = None, distil: bool = False) -> History:
+def recover(
+    task: Task,
+    model: nn.Module,
+    *,
+    epochs: int | None = None,
+    distil: bool = False,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> History:
     """Train a cut model in place for the task's epochs; returns one record per epoch.
 
     Args:
@@ -65,6 +73,7 @@ def recover(task: Task, model: nn.Module, *, epochs: int | None = None, distil: 
         model: changed.
         epochs: instead of the training's.
         distil: learn the logits of the task's model, unless the training says how to listen to it already.
+        penalty, on_step: as for `prunus.training.fit`; the penalty is given a module that holds the model.
     """
     count = task.training.epochs if epochs is None else epochs
     if count < 1:
@@ -74,7 +83,8 @@ def recover(task: Task, model: nn.Module, *, epochs: int | None = None, distil: 
         config = replace(config, distillation=Distillation(weight=1.0, temperature=1.0))
     teacher = None if config.distillation is None else ClassesSecond(copy.deepcopy(task.model))
     result = fit(
-        ClassesSecond(model), task.train, config, teacher=teacher, validation=task.validation, progress=False
+        ClassesSecond(model), task.train, config, teacher=teacher, validation=task.validation, progress=False,
+        penalty=penalty, on_step=on_step,
     )  # fmt: skip
     return tuple(result.to_dict()["history"])
 
