@@ -248,7 +248,7 @@ CARD = Card(
     needs=("labels", "training"),
     specification="verified",
     entry="method",
-    how='prunus.methods.run("packnet", Task(model, x, train, amount=0.75, training=config), more=[NextTask(train2)])',
+    how='prunus.methods.run("packnet", Task(model, x, train, validation, amount=0.75, training=config))',
     formula="per task: train the free weights, the smallest |w| of each layer's own go and are free, retrain the rest",
     cost="one training per task",
     departures="ties at the threshold go in order, so that counts are exact",

@@ -201,7 +201,7 @@ CARD = Card(
     needs=("activations", "labels", "training"),
     specification="abstract",
     entry="method",
-    how='prunus.methods.run("iterative_pruned_ensemble", Task(model, x, train, training=config), others=[b])',
+    how='prunus.methods.run("iterative_pruned_ensemble", Task(model, x, train, validation, training=config))',
     formula="2% of a layer's filters, those with most zeros, go per step, to 50%; the best steps vote",
     cost="one training per member, divided over the steps; a pass over a few batches per step",
     departures="the best step is the smallest one of the best accuracy; stacking learns on the training split",

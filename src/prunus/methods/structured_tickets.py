@@ -97,7 +97,8 @@ def structured_lottery_ticket(
             keeps its fine mask: its channels are the answers.
         rounds: of pruning; training runs one time more.
         rate: share of the weights that are left, of all layers together, per round.
-        every_round: make the mask coarse in each round; False only in the last.
+        every_round: make the mask coarse in each round; False only in the last, as "imp_regroup" does: blocks that are
+            filled up in each round hardly lose weights from one to the next.
         extra: channels for "refill_plus".
         rows: of a block for "regroup"; layers with fewer are refilled as one block.
 
@@ -173,7 +174,7 @@ CARDS = (
         level="block",
         how=_how("imp_regroup"),
         formula="rows with similar masks form groups; columns kept by 2/3 of a group are dense in it, all others empty",
-        departures="greedy grouping by Jaccard similarity, where the paper partitions a hypergraph",
-        run=partial(structured_lottery_ticket, form="regroup"),
+        departures="greedy grouping by Jaccard similarity, where the paper partitions a hypergraph; only at the end",
+        run=partial(structured_lottery_ticket, form="regroup", every_round=False),
     ),
 )

@@ -230,7 +230,7 @@ CARD = Card(
     needs=(),
     specification="abstract",
     entry="method",
-    how='prunus.methods.run("tight_compression", Task(sparse_model, x, train), group=4)',
+    how='prunus.methods.run("tight_compression", Task(model, x, train, amount=0.5, training=config), group=4)',
     formula="an order of rows with few sum_groups sum_columns max(0, nnz - 1); a group takes max nnz physical rows",
     cost="20,000 swaps of rows per layer, each linear in the columns",
     departures="the annealed cost is our choice; no tiles of columns",
