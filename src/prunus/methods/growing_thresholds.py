@@ -191,8 +191,8 @@ def block_sparse_rnn(
 
     Args:
         task, reference, start, ramp, end, every: as for `narang_gradual`.
-        percentile: of the |w| of single weights; None is the task's amount, or 0.8. Of normal weights in blocks of
-            4x4, 0.8 keeps a block in six, 0.9 one in sixty.
+        percentile: of the |w| of single weights; None is the task's amount, or 0.8 (0.9 for blocks of one weight). Of
+            normal weights in blocks of 4x4, 0.8 keeps a block in six, 0.9 one in sixty.
         block: (outputs, inputs).
         penalty: lambda, times the sum of the L2 norms of all blocks, from the first step on; 0 is block pruning alone.
 
@@ -202,7 +202,8 @@ def block_sparse_rnn(
     _check_block("block_sparse_rnn", block)
     check_range("block_sparse_rnn", "penalty", penalty, 0.0, 1e6)
     timing = _timing(task, "block_sparse_rnn", start, ramp, end, every)
-    percentile = percentile if percentile is not None or task.amount is not None else 0.8
+    if percentile is None and task.amount is None and block != (1, 1):
+        percentile = 0.8
     ramps = _ramps(task, "block_sparse_rnn", percentile, reference, partial(Ramp.reaching, **timing))
     return _trained(task, ramps, block, penalty)
 
