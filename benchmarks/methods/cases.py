@@ -189,8 +189,6 @@ WEIGHT_CRITERIA: tuple[tuple[str, str], ...] = (
     ("taylor_element", "global"),
     ("obd_fisher", "layer"),
     ("obd_fisher", "global"),
-    ("obd", "layer"),
-    ("obd", "global"),
     ("snip", "layer"),
     ("snip", "global"),
     ("grasp", "layer"),
@@ -199,6 +197,9 @@ WEIGHT_CRITERIA: tuple[tuple[str, str], ...] = (
     ("synflow", "global"),
 )
 """Criteria of single weights, and how the sparsity is divided among layers."""
+
+FORMS = ("backpropagated", "fisher", "hutchinson")
+"""Of the diagonal of the Hessian that Optimal Brain Damage reads, here in one ranking of all layers."""
 
 PATTERNS: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("2:4", (0.5,)),
@@ -210,9 +211,15 @@ PATTERNS: tuple[tuple[str, tuple[float, ...]], ...] = (
 """Patterns of magnitude pruning, and the sparsities that they can have; every layer gets the same."""
 
 
-def _masked(criterion: str, scope: str, pattern: str | None = None, budgets: tuple[float, ...] = SPARSITY) -> Case:
+def _masked(
+    criterion: str,
+    scope: str,
+    pattern: str | None = None,
+    budgets: tuple[float, ...] = SPARSITY,
+    form: str | None = None,
+) -> Case:
     def make(setting: Setting, budget: float, seed: int) -> nn.Module:
-        found = setting.statistics(CRITERIA[criterion].data_needs, seed)
+        found = setting.statistics({form} if form else CRITERIA[criterion].data_needs, seed)
         result = prunus.sparsify(
             setting.dense, sparsity=budget, criterion=criterion, pattern=pattern, scope=scope, statistics=found,
             seed=seed,
@@ -220,9 +227,8 @@ def _masked(criterion: str, scope: str, pattern: str | None = None, budgets: tup
         return result.model
 
     needs = CRITERIA[criterion].data_needs - {"synaptic_gradient"}
-    return Case(
-        criterion, "weight", make, pattern or scope, bool(needs) or criterion == "random_weight", budgets=budgets
-    )
+    seeded = bool(needs) or criterion == "random_weight"
+    return Case(criterion, "weight", make, form or pattern or scope, seeded, budgets=budgets)
 
 
 def _whole_weight(method: str, trains: bool = False, **options: Any) -> Case:
@@ -238,9 +244,10 @@ WEIGHT_METHODS: tuple[Case, ...] = (_whole_weight("synflow"),)
 WEIGHT_TRAINING: tuple[Case, ...] = (
     _whole_weight("magnitude_iterative", True),
     _whole_weight("agp_cubic", True),
+    _whole_weight("lamp", True),
     _whole_weight("admm_weight", True, rounds=10),
     _whole_weight("l1_weight_reg", True),
-    _whole_weight("obd", True, form="hutchinson", probes=2),
+    _whole_weight("obd", True, form="backpropagated"),
     _whole_weight("deep_rewiring", True),
     _whole_weight("deep_compression", True),
     _whole_weight("deepsz", True),
@@ -275,9 +282,11 @@ LEFT_OUT: Mapping[str, str] = {
 def all_cases() -> list[Case]:
     """Everything, baselines first."""
     weights = [_masked(criterion, scope) for criterion, scope in WEIGHT_CRITERIA]
+    curvatures = [_masked("obd", "global", form=form) for form in FORMS]
     patterns = [_masked("magnitude", "layer", pattern, budgets) for pattern, budgets in PATTERNS]
     found = [
-        *filter_criteria(), *FILTER_METHODS, *FILTER_TRAINING, *weights, *WEIGHT_METHODS, *patterns, *WEIGHT_TRAINING,
+        *filter_criteria(), *FILTER_METHODS, *FILTER_TRAINING, *weights, *curvatures, *WEIGHT_METHODS, *patterns,
+        *WEIGHT_TRAINING,
     ]  # fmt: skip
     return sorted(found, key=lambda case: (not is_baseline(case), case.method in SLOW))
 

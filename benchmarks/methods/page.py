@@ -14,6 +14,8 @@ from evidence import RESULTS, Row, read
 from setting import BUDGETS
 from verdicts import SLACK, Cell, Column, Name, cells
 
+from prunus.methods import methods
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, PLOT = DOCS / "methods_measured.md", DOCS / "images" / "methods_measured.png"
 
@@ -65,6 +67,8 @@ def page(rows: Iterable[Row]) -> str:
         lines += [f"## {TITLES[kind]}", "", *_findings(kind, table), "", *_table(kind, table), ""]
     lines += ["## Not in this table", "", "| method | why |", "| --- | --- |"]
     lines += [f"| `{method}` | {why} |" for method, why in sorted(LEFT_OUT.items())]
+    others = sorted(set(methods()) - set(LEFT_OUT) - {case.method for case in all_cases()})
+    lines += ["", f"For other networks, or not run here: {', '.join(f'`{method}`' for method in others)}."]
     return "\n".join(lines) + "\n"
 
 

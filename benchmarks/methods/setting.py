@@ -20,6 +20,7 @@ from prunus.data import load
 from prunus.data.split import Split
 from prunus.graph.counting import size_of
 from prunus.methods import Task
+from prunus.statistics.curvature import FORMS
 from prunus.training import TrainingConfig, fit, recalibrate_batchnorm
 from prunus.types import Graph, Scores, Statistics
 from prunus.zoo import PRETRAINED, load_pretrained
@@ -118,6 +119,8 @@ class Setting:
         return Statistics(values, batches, batches * CALIBRATION_BATCH)
 
     def _measured(self, need: str, seed: int, batches: int) -> Statistics:
+        if need in FORMS:
+            return statistics.hessian_diagonal(self.dense, self.calibration(seed), form=need, probes=2, seed=seed)
         if need in OTHERS:
             return OTHERS[need](self, seed)
         return prunus.collect(self.dense, self.calibration(seed, batches), [need], graph=self.graph, seed=seed)
@@ -201,9 +204,6 @@ OTHERS: Mapping[str, Any] = {
     ),
     "loss_change": lambda setting, seed: statistics.loss_change(
         setting.dense, setting.graph, setting.calibration(seed)[:2]
-    ),
-    "hessian_diagonal": lambda setting, seed: statistics.hessian_diagonal(
-        setting.dense, setting.calibration(seed), form="hutchinson", probes=2, seed=seed
     ),
     "gradient_flow": lambda setting, seed: statistics.gradient_flow(setting.dense, setting.calibration(seed)),
     "synaptic_gradient": lambda setting, seed: statistics.synaptic_gradient(setting.dense, setting.example),
