@@ -9,7 +9,7 @@ after 80 further steps on the same images, in the same order, at the same rates.
 those 80 steps for everything. Accuracy is that of all 10,000 test images, computed in bfloat16.
 
 Rows are appended to benchmarks/results/methods.jsonl; what is there is not run again, so that the run can be stopped at
-any time. They come in stages, the most telling first; see `STAGES`. `page.py` makes docs/methods_measured.md of them.
+any time, and several processes can share the work. They come in stages, the most telling first; see `STAGES`. `page.py` makes docs/methods_measured.md of them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,12 @@ def jobs(cases: list[Case]) -> list[Job]:
         if recovered or not case.trains
     ]
     stages = list(STAGES.values())
-    return sorted(found, key=lambda job: next(i for i, takes in enumerate(stages) if takes(job)))
+
+    def order(job: Job) -> tuple[int, bool, bool]:
+        extra = job.case.kind == "filter" and job.case.variant in ("global", "4,096 images")
+        return next(i for i, takes in enumerate(stages) if takes(job)), job.case.method in SLOW, extra
+
+    return sorted(found, key=order)
 
 
 class Answers:
@@ -89,8 +94,21 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _file(self, key: Key) -> Path:
-        return self.folder / ("-".join(str(part) for part in key).replace("/", "_") + ".npy")
+    def _file(self, key: Key, suffix: str = ".npy") -> Path:
+        return self.folder / ("-".join(str(part) for part in key).replace("/", "_") + suffix)
+
+    def claim(self, job: Job) -> bool:
+        """Whether this process may do the job: several can share the work. A claim is void after a quarter of an
+        hour."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self._file(job.key, ".claimed")
+        try:
+            file.touch(exist_ok=False)
+        except FileExistsError:
+            if time.time() - file.stat().st_mtime < 900:
+                return False
+            file.touch()
+        return True
 
     def keep(self, job: Job, hits: np.ndarray) -> None:
         """Store those of a baseline."""
@@ -164,7 +182,6 @@ def _sizes(setting: Setting, model: nn.Module) -> dict[str, float]:
 def main() -> int:
     options = _options()
     torch.set_num_threads(options.threads)
-    done = set(read(options.results))
     stages = list(STAGES)[: options.stage] if options.stage else list(STAGES)
     wanted = [
         job for job in jobs(all_cases())
@@ -177,7 +194,7 @@ def main() -> int:
         if options.minutes and time.monotonic() - start > 60 * options.minutes:
             print("the time is up", flush=True)
             break
-        if job.key not in done:
+        if job.key not in read(options.results) and answers.claim(job):
             _run(job, setting, answers, options.results, f"{number}/{len(wanted)}")
     return 0
 
