@@ -9,7 +9,8 @@ after 80 further steps on the same images, in the same order, at the same rates.
 those 80 steps for everything. Accuracy is that of all 10,000 test images, computed in bfloat16.
 
 Rows are appended to benchmarks/results/methods.jsonl; what is there is not run again, so that the run can be stopped at
-any time, and several processes can share the work. They come in stages, the most telling first; see `STAGES`. `page.py` makes docs/methods_measured.md of them.
+any time, and several processes can share the work. They come in stages, the most telling first; see `STAGES`. `page.py`
+makes docs/methods_measured.md of them.
 """
 
 from __future__ import annotations
