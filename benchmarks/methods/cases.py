@@ -43,8 +43,10 @@ class Case:
     budgets: tuple[float, ...] = ()
 
 
-SLOW = frozenset({"fsim_entropy", "curating", "msvfp", "coarse_fine", "lfpc"})
-"""Methods that take longer than all others; they come last in every stage."""
+SLOW = frozenset(
+    {"fsim_entropy", "curating", "msvfp", "coarse_fine", "lfpc", "obd", "feature_relevance_gradual", "cac_sensitivity"}
+)
+"""Methods that take longer than all others; they come last."""
 
 
 def id_of(criterion: str) -> str:
@@ -288,7 +290,7 @@ def all_cases() -> list[Case]:
         *filter_criteria(), *FILTER_METHODS, *FILTER_TRAINING, *weights, *curvatures, *WEIGHT_METHODS, *patterns,
         *WEIGHT_TRAINING,
     ]  # fmt: skip
-    return sorted(found, key=lambda case: (not is_baseline(case), case.method in SLOW))
+    return sorted(found, key=lambda case: not is_baseline(case))
 
 
 BASELINES: Mapping[str, tuple[str, str]] = {"filter": ("random", "l2_norm"), "weight": ("random_weight", "magnitude")}

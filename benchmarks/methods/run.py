@@ -9,8 +9,8 @@ after 80 further steps on the same images, in the same order, at the same rates.
 those 80 steps for everything. Accuracy is that of all 10,000 test images, computed in bfloat16.
 
 Rows are appended to benchmarks/results/methods.jsonl; what is there is not run again, so that the run can be stopped at
-any time, and several processes can share the work. They come in stages, the most telling first; see `STAGES`. `page.py`
-makes docs/methods_measured.md of them.
+any time, and several processes can share the work. They come in stages, the most telling first (see `STAGES`), and the
+slowest methods last. `page.py` makes docs/methods_measured.md of them.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def jobs(cases: list[Case]) -> list[Job]:
     ]
     stages = list(STAGES.values())
 
-    def order(job: Job) -> tuple[int, bool, bool]:
+    def order(job: Job) -> tuple[bool, int, bool]:
         extra = job.case.kind == "filter" and job.case.variant in ("global", "4,096 images")
-        return next(i for i, takes in enumerate(stages) if takes(job)), job.case.method in SLOW, extra
+        return job.case.method in SLOW, next(i for i, takes in enumerate(stages) if takes(job)), extra
 
     return sorted(found, key=order)
 
