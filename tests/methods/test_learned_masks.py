@@ -13,8 +13,8 @@ from prunus import methods
 from prunus.data import load
 from prunus.errors import InputError, UnknownNameError
 from prunus.methods.filter_skeleton import Skeleton, broken
-from prunus.methods.soft_mask import GRANULARITIES, SoftMask, deform
-from prunus.methods.steps import accuracy
+from prunus.methods.soft_mask import GRANULARITIES, SoftMask, _put_on, _take_off, deform
+from prunus.methods.steps import accuracy, weights_of
 from prunus.training import TrainingConfig
 
 CONFIG = TrainingConfig(epochs=6, lr=0.05, batch_size=64, precision="fp32", memory_format="contiguous", augment=False)
@@ -120,7 +120,29 @@ def test_a_mask_follows_the_storage_of_a_transposed_convolution():
     assert mask.values().shape == (1, 4, 1, 1)
 
 
-@pytest.mark.parametrize(("granularity", "strength"), [("stripe", 0.005), ("channel", 0.1)])
+def test_a_norm_undoes_the_mask_of_a_filter_unless_it_stands_behind_it():
+    """Before the norm the loss has no say in the mask; behind it a closed mask is the network without the filter."""
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    slopes = {}
+    for norm in (None, "1"):
+        model = network().train()
+        site = weights_of(model, convolutions_only=True)[0].site
+        mask = SoftMask(model[0].weight, "filter")
+        _put_on(model, site, mask, norm)
+        loss = F.cross_entropy(model(x), torch.arange(16) % 10)
+        (slope,) = torch.autograd.grad(loss, mask.u)
+        slopes[norm] = float(slope.abs().max())
+        if norm:
+            mask.beta = 1e6
+            with torch.no_grad():
+                mask.u[:3] = -1.0
+            assert not model[:3](x)[:, :3].any()
+            _take_off(model, site, norm)
+            assert list(model.state_dict()) == list(network().state_dict())
+    assert slopes[None] < 1e-4 * slopes["1"]
+
+
+@pytest.mark.parametrize(("granularity", "strength"), [("stripe", 0.005), ("channel", 0.1), ("filter", 0.03)])
 def test_masks_become_binary_and_the_network_learns(digits, granularity, strength):
     given = task(digits)
     before = copy.deepcopy(given.model.state_dict())

@@ -11,11 +11,11 @@ from torch.nn.utils import parametrize
 
 from ..errors import UnknownNameError
 from ..graph import trace
-from ..masks import attach
+from ..masks import Site, attach
 from ..training import StepInfo
 from ..training.penalties import within
 from .card import Card
-from .steps import masked_outcome, silent, train_for, unit_norms, weights_of, without_units
+from .steps import masked_outcome, norms_after, silent, train_for, unit_norms, weights_of, without_units
 from .task import Outcome, Task
 
 GRANULARITIES = ("weight", "kernel", "stripe", "shape", "channel", "filter")
@@ -50,6 +50,38 @@ class SoftMask(nn.Module):
         return weight * self.values()
 
 
+class _AfterNorm(nn.Module):
+    """Scale or shift of a norm -> itself times the mask of the filters that it follows."""
+
+    def __init__(self, mask: SoftMask) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(units,), masked."""
+        return values * self.mask.values().flatten()
+
+
+def _put_on(network: nn.Module, site: Site, mask: SoftMask, norm: str | None) -> None:
+    """Register a mask where it changes the output.
+
+    A batch norm undoes any factor of a whole filter, so that the loss has no say in the mask and all filters go at
+    once, or none: behind one, the mask of filters stands on its scale and shift.
+    """
+    if norm is None:
+        parametrize.register_parametrization(network.get_submodule(site.module), site.tensor, mask)
+        return
+    behind = network.get_submodule(norm)
+    for local in ("weight", "bias"):
+        parametrize.register_parametrization(behind, local, _AfterNorm(mask))
+
+
+def _take_off(network: nn.Module, site: Site, norm: str | None) -> None:
+    places = [(site.module, site.tensor)] if norm is None else [(norm, "weight"), (norm, "bias")]
+    for module, local in places:
+        parametrize.remove_parametrizations(network.get_submodule(module), local, leave_parametrized=True)
+
+
 def deform(mask: Tensor, granularity: str) -> Tensor:
     """A mask of a finer granularity brought to a coarser one: the mean over what is within a group."""
     inside = within(mask.dim(), granularity)
@@ -68,9 +100,10 @@ def deformable_soft_mask(
 
     Args:
         task: `amount` is not read: how much goes follows from `strength`.
-        granularity: "weight", "kernel", "stripe", "shape", "channel" or "filter".
+        granularity: "weight", "kernel", "stripe", "shape", "channel" or "filter". Where a batch norm follows a
+            convolution, the masks of its filters stand behind the norm.
         strength: of the sum of the masks.
-        start: of the mask parameters u.
+        start: of the mask parameters u. The largest of a layer's filters or channels does not fall below it.
         beta: steepness of sigmoid(beta u) at the first and the last step; grows geometrically. Entries with a mask of
             at most 0.5 are zero in the end.
 
@@ -80,16 +113,23 @@ def deformable_soft_mask(
     if granularity not in GRANULARITIES:
         raise UnknownNameError.of("granularity", granularity, GRANULARITIES)
     network = copy.deepcopy(task.model)
+    norms = _norms(network, task) if granularity == "filter" else {}
     masks: dict[str, SoftMask] = {}
-    for weight in weights_of(network, task.keep, convolutions_only=True):
-        mask = SoftMask(weight.stored, granularity, start, weight.site.transposed)
-        mask.beta = beta[0]
-        masks[weight.site.name] = mask
-        parametrize.register_parametrization(network.get_submodule(weight.site.module), weight.site.tensor, mask)
+    sites = {weight.site.name: weight for weight in weights_of(network, task.keep, convolutions_only=True)}
+    for name, weight in sites.items():
+        masks[name] = SoftMask(weight.stored, granularity, start, weight.site.transposed)
+        masks[name].beta = beta[0]
+        _put_on(network, weight.site, masks[name], norms.get(weight.site.module))
 
     def anneal(info: StepInfo) -> None:
         for mask in masks.values():
             mask.beta = beta[0] * (beta[1] / beta[0]) ** (info.step / info.steps)
+            if granularity in (
+                "filter",
+                "channel",
+            ):  # what follows makes up for a common factor: the strongest holds it
+                with torch.no_grad():
+                    mask.u[mask.u.argmax()].clamp_(min=start)
 
     def penalty(_model: nn.Module) -> Tensor:
         return strength * torch.stack([mask.values().sum() for mask in masks.values()]).sum()
@@ -97,13 +137,12 @@ def deformable_soft_mask(
     history = train_for(task, network, task.training.epochs, on_step=anneal, penalty=penalty)
     stays = {}
     for name, mask in masks.items():
-        module, _, local = name.rpartition(".")
-        layer = network.get_submodule(module)
         stay = mask.values().detach() > 0.5
         if granularity in ("filter", "channel") and not stay.any():
-            stay = mask.values().detach() == mask.values().detach().max()  # a layer without any output ends the network
-        parametrize.remove_parametrizations(layer, local, leave_parametrized=True)
-        parameter = layer.get_parameter(local)
+            stay.view(-1)[int(mask.u.argmax())] = True  # a layer without any output ends the network
+        site = sites[name].site
+        _take_off(network, site, norms.get(site.module))
+        parameter = network.get_parameter(name)
         stays[name] = stay.expand_as(parameter).contiguous()
         with torch.no_grad():
             parameter.mul_(stays[name])
@@ -115,6 +154,12 @@ def deformable_soft_mask(
     zeros = {name: network.get_parameter(name).detach() != 0 for name in stays}
     attach(network, {name: mask for name, mask in zeros.items() if not mask.all()})
     return masked_outcome(network, (*history, left), plan=plan)
+
+
+def _norms(network: nn.Module, task: Task) -> dict[str, str]:
+    """Convolution -> the batch norm with scale and shift that reads it."""
+    found = norms_after(network, task.example_inputs)
+    return {name: norm for name, norm in found.items() if getattr(network.get_submodule(norm), "affine", False)}
 
 
 CARD = Card(
@@ -131,7 +176,13 @@ CARD = Card(
     how='prunus.methods.run("deformable_soft_mask", Task(model, x, train, training=config), granularity="stripe")',
     formula="conv(x, W * sigmoid(beta u)), loss + lambda sum sigmoid(beta u), beta from 1 to 100",
     cost="one training, with a product of weight and mask at each step",
-    departures="our reading of a survey's sentence: sigmoid, annealing and threshold are our choice; zero filters go "
-    "with the constant of their norm, after which statistics are recalibrated",
+    departures="our reading of a survey's sentence: sigmoid, annealing and threshold are our choice; masks of filters "
+    "stand behind a batch norm, which would undo them; zero filters go with the constant of their norm, after which "
+    "statistics are recalibrated",
+    evidence="two convolutions of 8 and 10 filters on 600 digits, 6 epochs, three seeds, dense 94% (with batch norm) "
+    "and 82% (without): filter masks without norms, strength 0.01: 78-89% of the digits right with 75-90% of the "
+    "filters left; with norms 46-94%, as the layer whose scale a later norm makes up for collapses to one to four "
+    "filters while the other loses none; stripes, strength 0.005: 95-96% with 97-100% left. How much goes depends "
+    "sharply on the strength: a method with a given amount is the safer choice",
     run=deformable_soft_mask,
 )
