@@ -200,8 +200,8 @@ def _summary(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 DIGITS = """Called as above on a small residual network and scikit-learn's 8×8 digits, {effort}, beside the same \
-network pruned at random to the same size (or the same zeros) with the same effort; {n} test images in {seeds} runs \
-together (`benchmarks/digits_methods.py`; {note}):"""
+network pruned at random to the same size (or the same zeros) with the same effort: the mean of {runs} on {n} test \
+images and the Wilson interval of one run (`benchmarks/digits_methods.py`; {note}):"""
 UNTRAINED = "without any training: only batch norms were measured anew"
 TRAINED = "in {epochs} epochs from a {start} network"
 HARD = "right after the cut, when differences are large"
@@ -213,21 +213,25 @@ def _on_digits(card: Card, measured: Measured) -> Iterable[str]:
     rows = [row for row in measured.digits if row["method"] == card.id and "error" not in row]
     if not rows:
         return
-    total = sum(row["images"] for row in rows)
     bare = rows[0]["epochs"] == 0
     effort = UNTRAINED if bare else TRAINED.format(**rows[0])
-    yield DIGITS.format(n=f"{total:,}", seeds=len(rows), effort=effort, note=HARD if bare else EASY)
+    runs = f"{len(rows)} runs" if len(rows) > 1 else "one run"
+    yield DIGITS.format(n=rows[0]["images"], runs=runs, effort=effort, note=HARD if bare else EASY)
     shown = []
-    for label, key, size in ((f"`{card.id}`", "correct", _size(rows)), ("random", "control", _size(rows))):
+    for label, key in ((f"`{card.id}`", "correct"), ("random", "control")):
         if all(row[key] is not None for row in rows):
-            shown.append((label, *_share(sum(row[key] for row in rows), total), *size))
-    shown.append(("dense", *_share(sum(row["dense"] for row in rows), total), "100%", "100%", "0%"))
+            shown.append((label, *_share(rows, key), *_size(rows)))
+    if all(row["control"] is None for row in rows):
+        yield "It removed less than 1% here, so that there is no control of the same size."
+    shown.append(("dense", *_share(rows, "dense"), "100%", "100%", "0%"))
     yield table(("", "accuracy", "95% interval", "MACs", "parameters", "zeros"), shown)
 
 
-def _share(right: float, total: int) -> tuple[str, str]:
-    interval = wilson(round(right), total)  # the mean of several draws need not be whole
-    return f"{right / total:.1%}", f"{interval.low:.1%} to {interval.high:.1%}"
+def _share(rows: Sequence[Row], key: str) -> tuple[str, str]:
+    """The runs see the same images, so that several are no more images than one."""
+    right, images = statistics.mean(row[key] for row in rows), rows[0]["images"]
+    interval = wilson(round(right), images)
+    return f"{right / images:.1%}", f"{interval.low:.1%} to {interval.high:.1%}"
 
 
 def _size(rows: Sequence[Row]) -> tuple[str, ...]:

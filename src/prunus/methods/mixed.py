@@ -200,7 +200,7 @@ CARDS = (
         paper="X. Chang, Pan, Lin, Gao; IEEE TCAS-I 68(4), 2021; doi 10.1109/TCSI.2020.3048260",
         when="after training",
         specification="reconstructed",
-        how='prunus.methods.run("mixed_pruning_fpga", Task(model, x, train, validation, training=config), filters=0.5)',
+        how='prunus.methods.run("mixed_pruning_fpga", Task(model, x, train, amount=0.8, training=config), filters=0.5)',
         formula="channels of least batch norm scale go, then the smallest |w|, then q = round(127 w / max|w|)",
         cost="one training, in two parts",
         departures="the paper's criteria are not known to us; weights are rounded, computed in floating point",
