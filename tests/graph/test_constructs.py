@@ -210,3 +210,46 @@ def test_positions_of_the_largest_entry_are_not_renumbered():
     assert result.model.vote.weight.shape == (8, 6)
     assert result.model.table.weight.shape == (8, 5)
     assert any("position of its largest" in r.reason for r in result.refused)
+
+
+class SizesInSums(nn.Module):
+    """Heads in one projection, found by slices whose ends are sums and products of attributes, and by a division."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 3
+        self.qkv, self.out = nn.Linear(6, 3 * 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.heads * self.width
+        x = self.qkv(x)
+        q, k, v = x[..., :one], x[..., one : one + self.heads * self.width], x[..., 2 * one :]
+        q, k, v = (t.view(*t.shape[:2], 2, self.heads // 2, self.width).movedim(1, 3) for t in (q, k, v))
+        mixed = (q @ k.transpose(-1, -2) * 0.1).softmax(-1) @ v
+        return self.out(mixed.movedim(3, 1).flatten(2))
+
+
+def test_an_attribute_is_found_in_a_sum_of_sizes_by_taking_off_the_rest():
+    result = halved(SizesInSums(), torch.randn(2, 4, 6, dtype=torch.float64))
+    cut = result.model
+    assert (cut.heads, cut.width) in ((2, 2), (2, 3), (2, 1))
+    assert cut.qkv.out_features == 3 * cut.heads * cut.width
+    assert {c.name: c.new for c in result.plan.attributes if c.name == "heads"} == {"heads": 2}
+
+
+class BorrowedFilter(nn.Module):
+    """A depthwise convolution whose weight belongs to a layer that is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depth, self.head = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 3, groups=8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.conv1d(x, self.depth.weight, self.depth.bias, groups=x.shape[1])
+        return self.head(x.sum(2))
+
+
+def test_the_groups_of_a_borrowed_filter_follow_in_its_layer():
+    cut = halved(BorrowedFilter(), torch.randn(2, 3, 9, dtype=torch.float64)).model
+    assert (cut.depth.groups, cut.depth.in_channels, cut.depth.weight.shape) == (4, 4, (4, 1, 3))

@@ -46,6 +46,42 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, torch.Tensor]]] = {
     ),
 }
 
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MODELS |= {
+    "codegen": (
+        "CodeGenForCausalLM",
+        "CodeGenConfig",
+        {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 8, "rotary_dim": 2, "n_positions": 32, **SPECIAL},
+        {"input_ids": IDS},
+    ),
+    "mamba2": (
+        "Mamba2ForCausalLM",
+        "Mamba2Config",
+        {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8}
+        | {"n_groups": 1, "chunk_size": 4, **SPECIAL},
+        {"input_ids": IDS},
+    ),
+    "phi3": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {**SIZES, **SPECIAL, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 32},
+        {"input_ids": IDS},
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "num_local_experts": 4},
+        {"input_ids": IDS},
+    ),
+    "swin": (
+        "SwinForImageClassification",
+        "SwinConfig",
+        {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4},
+        {"pixel_values": torch.linspace(-1, 1, 1536).reshape(2, 3, 16, 16)},
+    ),
+}
+
 
 def made(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model with random values everywhere, and inputs."""
@@ -158,3 +194,26 @@ def test_a_config_that_transformers_refuses_to_write_is_no_way_to_open_a_model(t
     prunus.save(result.model, tmp_path / "m")
     again = prunus.load(tmp_path / "m", model)
     assert torch.equal(again(IDS).logits, result.model(IDS).logits)
+
+
+def test_heads_that_share_keys_are_counted_in_a_fused_projection():
+    model, inputs = made("phi3")
+    cut = prunus.prune(model, inputs, ratio=0.5, only="head").model
+    attention = cut.model.layers[0].self_attn
+    assert (attention.num_key_value_groups, attention.config.num_attention_heads) == (1, 2)
+    assert attention.qkv_proj.out_features == (2 + 2 + 2) * 8
+    cut.set_attn_implementation("eager")
+    eager = first_output(cut, inputs)
+    cut.set_attn_implementation("sdpa")
+    torch.testing.assert_close(first_output(cut, inputs), eager, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_with_slopes_by_number_leave_no_smaller_config():
+    """ALiBi's slopes and the scale of attention are computed from the number of heads and their width."""
+    settings = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    torch.manual_seed(0)
+    model = transformers.BloomForCausalLM(transformers.BloomConfig(**settings)).eval()
+    with pytest.raises(prunus.errors.SurgeryError, match="computed when the model is built"):
+        prunus.prune(model, {"input_ids": IDS}, ratio=0.5, uniform=True)
+    free = prunus.prune(model, {"input_ids": IDS}, ratio=0.5)
+    assert free.report.after.parameters < 0.6 * free.report.before.parameters

@@ -9,7 +9,7 @@ couple repeated layers and name the setting that follows each size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import permutations
@@ -130,6 +130,8 @@ def _law(
             power = 1 if (other > size) == (scale > 1) else -1
             shares[name, power] = (other - size) / (scale**power - 1)
     terms = _terms(shares)
+    if sum(terms.values()) > size:
+        terms = _terms(shares, together=True)
     rest = size - sum(terms.values(), start=Fraction(0))
     if rest < 0:
         return (Monomial(Fraction(size)),)
@@ -142,10 +144,13 @@ def _law(
     return tuple(Monomial(share / value((*whole, *powers)), (*whole, *powers)) for powers, share in terms.items())
 
 
-def _terms(shares: Mapping[tuple[str, int], Fraction]) -> dict[tuple[tuple[str, int], ...], Fraction]:
-    """Shares of a sum as its terms: one that goes down with a setting is the same term as others of its value."""
+def _terms(
+    shares: Mapping[tuple[str, int], Fraction], *, together: bool = False
+) -> dict[tuple[tuple[str, int], ...], Fraction]:
+    """Shares of a sum as its terms: one that goes down with a setting is the same term as others of its value, and
+    with `together` any of one value are: a product of settings, where they would be too much one by one."""
     terms: dict[tuple[tuple[str, int], ...], Fraction] = {}
-    divided = {share for (_, power), share in shares.items() if power < 0}
+    divided = {share for (_, power), share in shares.items() if power < 0 or together}
     for share in divided:
         terms[tuple(sorted((one for one, own in shares.items() if own == share), key=lambda p: -p[1]))] = share
     return terms | {(one,): share for one, share in shares.items() if share not in divided}
@@ -202,6 +207,20 @@ def equations(construction: Construction, recorder: Recorder) -> Iterator[Equati
         text = "a constant that is computed when the model is built depends on it"
         yield Equation(fixed, _tree(law, construction), text, "", "")
         yield from _divided(algebra, law[0], known, axes, construction)
+
+
+def unseen(construction: Construction, asked: Iterable[Equation]) -> Iterator[Equation]:
+    """Sizes that the code reads from an attribute with the name and value of a setting which no tensor's shape and no
+    constant follows: nothing would say in a config that they changed."""
+    laws = (*construction.sizes.values(), *construction.constants)
+    seen = {name for law in laws for monomial in law for name, _ in monomial.powers}
+    tied = {other for others in construction.tied.values() for other in others}
+    names = {n.rpartition(".")[2]: v for n, v in construction.settings.items() if n not in seen | tied}
+    for equation in asked:
+        tree = equation.tree
+        if isinstance(tree, FromAttribute) and names.get(tree.name.rpartition(".")[2]) == tree.value:
+            text = "the model is built with this size, which no tensor shows"
+            yield Equation(equation.node, Literal(tree.value), text, equation.module, equation.source)
 
 
 def join_unread(construction: Construction, recorder: Recorder) -> set[tuple[str, int]]:

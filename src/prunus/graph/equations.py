@@ -13,7 +13,7 @@ from functools import reduce
 from math import gcd
 
 from .algebra import AxisAlgebra, Reason
-from .provenance import Arithmetic, Equation, FromAttribute, FromAxis, Literal, Tree
+from .provenance import Arithmetic, Equation, FromAttribute, FromAxis, Literal, Tree, leaves
 from .recorder import Multiple
 
 Polynomial = dict[tuple[int, ...], int]
@@ -55,6 +55,10 @@ def _without_common_factor(p: Polynomial) -> Polynomial:
     return {m: c // divisor for m, c in result.items()}
 
 
+SOUGHT = -1
+"""Stands for the count of an attribute that is looked for."""
+
+
 @dataclass
 class Solution:
     """Classes of atoms that shrink in proportion, and the axis that each attribute follows."""
@@ -74,6 +78,7 @@ class _Solver:
         self.solution = Solution()
         self.class_of: dict[int, int] = {}
         self.constants: set[tuple[str, str]] = set()
+        self.sought: tuple[str, str] | None = None
 
     def variable(self, atom: int) -> tuple[int, int]:
         """(class, step) of a free atom."""
@@ -102,6 +107,8 @@ class _Solver:
             return self.count(tree.node), {(): 1}
         if isinstance(tree, FromAttribute):
             key = (tree.module, tree.name)
+            if key == self.sought:
+                return {(SOUGHT,): 1}, {(): 1}
             if key in self.solution.attributes:
                 return self.count(self.solution.attributes[key]), {(): 1}
             if key in self.constants:
@@ -143,8 +150,8 @@ class _Solver:
             self.freeze_class(first, equation)
 
     def settle(self, difference: Polynomial, equation: Equation, patient: bool) -> bool:
-        """Make a polynomial that is zero now stay zero; products of counts wait if `patient`, since what other
-        equations say about one of them often settles them too."""
+        """Make a polynomial that is zero now stay zero; products of counts, and sums with a number, wait if `patient`,
+        since what other equations say about one of them often settles them too."""
         p = _without_common_factor(difference)
         if set(p) == {()}:  # never zero: pieces of unequal size, such as a chunk that does not come out even
             p = difference
@@ -152,7 +159,7 @@ class _Solver:
         variables = {v for m in p for v in m}
         if degrees == {1} and len(variables) > 1:
             self.merge(variables, equation)
-        elif max(degrees) <= 1:
+        elif max(degrees) <= 1 and (len(variables) == 1 or not patient):
             for variable in variables:
                 self.freeze_class(variable, equation)
         elif patient:
@@ -162,6 +169,57 @@ class _Solver:
             size = {v: min(self.algebra.size(a) for a in self.solution.steps[v]) for v in crowded}
             self.freeze_class(min(crowded, key=lambda v: (size[v], v)), equation)
         return True
+
+    def has_number(self, equation: Equation) -> bool:
+        """Whether something besides products of counts stands in an equation."""
+        try:
+            numerator, denominator = self.evaluate(equation.tree)
+        except _Unknown:
+            return False
+        return () in _add(_multiply(self.count(equation.node), denominator), numerator, -1)
+
+    def invert(self, equation: Equation, unknown: set[tuple[str, str]]) -> bool:
+        """Find what the only unknown attribute of an equation counts, by taking the others off; True if it was."""
+        found = {leaf for leaf in leaves(equation.tree) if isinstance(leaf, FromAttribute)}
+        missing = [leaf for leaf in found if (leaf.module, leaf.name) in unknown]
+        if len(missing) != 1:
+            return False
+        self.sought = missing[0].module, missing[0].name
+        try:
+            numerator, denominator = self.evaluate(equation.tree)
+        finally:
+            self.sought = None
+        times = {m[1:]: c for m, c in numerator.items() if m[:1] == (SOUGHT,)}
+        rest = {m: c for m, c in numerator.items() if m[:1] != (SOUGHT,)}
+        if any(SOUGHT in m for m in (*denominator, *times)):
+            return False
+        left = _add(_multiply(self.count(equation.node), denominator), rest, -1)
+        node = self.axis_of(left, times)
+        if node is None or self.algebra.size(node) != missing[0].value:
+            return False
+        self.solution.attributes[missing[0].module, missing[0].name] = node
+        return True
+
+    def axis_of(self, above: Polynomial, below: Polynomial) -> int | None:
+        """An axis that counts above / below, if that is one product of counts."""
+        if not above or not below:
+            return None
+        (monomial, coefficient), divisor = min(above.items()), min(below)
+        quotient = list(monomial)
+        if coefficient % below[divisor] or any(v not in quotient or quotient.remove(v) for v in divisor):
+            return None
+        coefficient //= below[divisor]
+        if _multiply(below, {tuple(quotient): coefficient}) != above:
+            return None
+        parts = []
+        for variable in quotient:
+            steps = self.solution.steps[variable]
+            atom = next((a for a, step in steps.items() if coefficient % step == 0), None)
+            if atom is None:
+                return None
+            coefficient //= steps[atom]
+            parts.append(atom)
+        return self.algebra.product([self.algebra.atom(coefficient, Reason("a number in the code")), *parts])
 
     def widen(self, multiple: Multiple) -> None:
         """Let classes shrink in longer steps, or not at all, so that an axis stays a multiple of a number."""
@@ -223,12 +281,14 @@ def solve(algebra: AxisAlgebra, equations: Iterable[Equation], multiples: Iterab
     while True:
         while sum(solver.step(equation, patient=True) for equation in work):
             pass
-        if any(solver.step(equation, patient=False) for equation in work):
+        if any(solver.step(equation, patient=False) for equation in sorted(work, key=solver.has_number)):
             continue
         every = set().union(*(_attributes(e.tree) for e in work)) if work else set()
         open_ones = every - set(solver.solution.attributes) - solver.constants
         if not open_ones:
             break
+        if any(solver.invert(equation, open_ones) for equation in work):
+            continue
         solver.constants |= open_ones
     for multiple in multiples:
         solver.widen(multiple)

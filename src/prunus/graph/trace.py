@@ -17,7 +17,7 @@ from . import description
 from . import inputs as example
 from .algebra import Reason
 from .constants import index_constants
-from .construction import Construction, join_unread
+from .construction import Construction, join_unread, unseen
 from .construction import equations as construction_equations
 from .equations import Solution, solve
 from .outputs import held
@@ -177,7 +177,7 @@ def _group_equations(recorder: Recorder, model: nn.Module) -> list[Equation]:
     for node, tree, module, attribute in recorder.group_equations:
         owner = modules.get(module)
         value = recorder.algebra.size(node)
-        source: Tree = tree if isinstance(tree, FromAttribute) else Literal(value)
+        source: Tree = tree if isinstance(tree, Tree) else Literal(value)
         if isinstance(owner, (nn.modules.conv._ConvNd, nn.GroupNorm)):
             source = FromAttribute(module, attribute, value)
         result.append(Equation(node, source, "a grouped operator has this many groups", module, ""))
@@ -202,7 +202,11 @@ def _build(recording: _Recording, kept: dict[str, str], inputs: Any, constructio
     _freeze_unread(recorder, join_unread(construction, recorder) if construction else set())
     _adopt_orphans(recorder)
     _freeze_orphans(recorder)
-    built_with = construction_equations(construction, recorder) if construction else ()
+    built_with = (
+        ()
+        if construction is None
+        else (*construction_equations(construction, recorder), *unseen(construction, recording.equations))
+    )
     solution = solve(algebra, [*recording.equations, *built_with], recorder.multiples)
     _tag_factors(recorder, recording.factors, solution)
     names = description.name_atoms(recorder)

@@ -33,7 +33,11 @@ def unread_equations(recorder: Recorder, model: nn.Module) -> Iterator[Equation]
 def _queries_per_key(recorder: Recorder, prefix: str, value: int) -> int | None:
     """The factor of the query's width that the key's does not have, if there is one of that size."""
     named = [recorder.named.get(f"{prefix}{name}.weight") for name in ("q_proj", "k_proj")]
-    query, key = (() if n is None else _factors(recorder.algebra, n.axes[0]) for n in named)
+    axes = [n.axes[0] for n in named if n is not None]
+    fused = recorder.named.get(f"{prefix}qkv_proj.weight")
+    if fused is not None and recorder.algebra.kind(fused.axes[0]) == "concat":
+        axes = list(recorder.algebra.parts(fused.axes[0]))[:2]
+    query, key = (_factors(recorder.algebra, axis) for axis in axes) if len(axes) == 2 else ((), ())
     only = [factor for factor in query if factor not in key and recorder.algebra.size(factor) == value]
     return only[0] if key and len(only) == 1 else None
 

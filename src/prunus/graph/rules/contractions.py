@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..provenance import FromAxis
 from ..recorder import Recorder, Rule, argument
 
 
@@ -85,7 +86,7 @@ def convolution(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
         result = w[1]
         if groups > 1:
             group, _ = algebra.split_product(w[0], groups)
-            _note_groups(recorder, group)
+            _note_groups(recorder, group, weight)
             result = algebra.product([group, w[1]])
     else:
         result = w[0]
@@ -97,7 +98,7 @@ def convolution(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
             algebra.unify(group_in, group_out)
             if algebra.size(inner) != 1:
                 algebra.unify(per_group, inner)
-            _note_groups(recorder, group_out)
+            _note_groups(recorder, group_out, weight)
     recorder.role(weight, 1 if is_transposed else 0, "out")
     recorder.role(weight, 0 if is_transposed else 1, "in")
     if bias is not None:
@@ -109,9 +110,13 @@ def convolution(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
     del outer
 
 
-def _note_groups(recorder: Recorder, group: int) -> None:
-    """The number of groups is a Python int: remember where it came from."""
+def _note_groups(recorder: Recorder, group: int, weight: Tensor) -> None:
+    """The number of groups is a Python int: remember where it came from, and which layer owns the weight."""
     recorder.group_equations.append((group, recorder.groups_of_call, recorder.stack.name, "groups"))
+    origin = recorder.origin(weight)
+    owner = origin[0].rpartition(".")[0] if origin is not None else recorder.stack.name
+    if owner != recorder.stack.name:
+        recorder.group_equations.append((group, FromAxis(group), owner, "groups"))
 
 
 def attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
