@@ -1,6 +1,7 @@
 """How long pruning itself takes: trace, score, plan and apply, beside torch-pruning in the same run.
 
-    python benchmarks/overhead.py [--repeats 5] [--networks resnet50 "torchvision swin_b"] [--json out.json] [--seconds 300]
+    python benchmarks/overhead.py [--repeats 5] [--networks resnet50 "torchvision swin_b"] [--json out.json]
+        [--seconds 300]
 
 The two tools take turns (A, B, A, B ...) on fresh copies of the same network; CPU seconds of the process are
 compared, as medians. Both halve the channels by the L2 norm of their weights; torch-pruning is told which layer puts
