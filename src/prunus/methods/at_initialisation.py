@@ -247,6 +247,8 @@ CARDS = (
         formula="orthogonal weights, then |w dL/dw|; optionally min ||(M W)^T (M W) - I||_F",
         cost="one gradient; `steps` descents per layer",
         departures="no descent by default; the smaller of the two Gram matrices is brought to the identity",
+        evidence="on a small residual network and digits, 12 epochs, one run: 94% at a density of 0.05, random masks"
+        " 89%",
         run=snip_isometry,
     ),
     _card(
@@ -288,6 +290,8 @@ CARDS = (
         formula="|w dL/dw| at the edge of chaos, then W_l times (E[fan_in W^2 m] / sigma^2)^(-1/2)",
         cost="one gradient",
         departures="the rescaling keeps each layer's own second moment, as the form in the paper leaves that open",
+        evidence="on a small residual network and digits, 12 epochs, one run: 84% at a density of 0.05, no better "
+        "than random masks (89%)",
         run=sbp_sr,
     ),
 )

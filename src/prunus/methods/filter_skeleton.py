@@ -153,5 +153,6 @@ CARD = Card(
     formula="conv(x, W * I) with loss + alpha ||I||_1; stripes with |I| <= 0.01 are cut, after every step",
     cost="one training, with a product of weight and skeleton at each step",
     departures="cut after the optimiser's step instead of before it; statistics of batch norm are recalibrated",
+    evidence="with alpha=1e-5 it removed nothing from a small residual network in 12 epochs on digits",
     run=pff_stripe,
 )

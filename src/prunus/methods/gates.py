@@ -227,5 +227,6 @@ CARD = Card(
     cost="one training, with a product per gated tensor at each step",
     departures="only the abstract is followed; gates of blocks are open or closed in the forward pass; a plain layer "
     "without a shortcut has no gate of its own",
+    evidence="with a strength of 1e-3 it removed nothing from a small residual network in 12 epochs on digits",
     run=gates_multilevel,
 )

@@ -288,6 +288,7 @@ CARDS = (
         departures="proximal steps instead of the subgradient; one strength for all kinds; a depth group is a residual "
         "block with its norms; zero filters leave with the constant of their norm, after which statistics are "
         "recalibrated",
+        evidence="with its default strength it removed nothing from a small residual network in 12 epochs on digits",
         run=ssl,
     ),
     _card(
@@ -300,6 +301,7 @@ CARDS = (
         how='prunus.methods.run("hier_group_sparse", Task(model, x, train, validation, training=config))',
         formula="lambda (sum ||W[o, c]||_2 + mu sum ||W[o]||_2), by exact proximal steps of the nested groups",
         departures="the nesting and mu = 1 are our choice",
+        evidence="with its default strength it removed nothing from a small residual network in 12 epochs on digits",
         run=hier_group_sparse,
     ),
 )

@@ -228,5 +228,6 @@ CARD = Card(
     formula="z = clip(1.2 sigmoid((logit u + log a) / beta) - 0.1, 0, 1); + lambda sum |g| P(z_g > 0)",
     cost="one training with a random number for each gate at each step",
     departures="one sample of the gates per mini-batch; a last share of the epochs trains under the mask",
+    evidence="with a penalty of 1 it removed nothing from a small residual network in 12 epochs on digits",
     run=l0_hard_concrete,
 )

@@ -192,6 +192,8 @@ CARDS = (
         formula="filters of least L1 norm go, fine-tune, the smallest |w| become zero, fine-tune",
         cost="one training, in two parts",
         departures="the measure of filters is our choice; weights go by rank instead of a threshold",
+        evidence="half of the filters, then 80% of the weights of a small residual network on digits, 4 epochs, one "
+        "run: 72%, at random 50%",
         run=mixed_thinning,
     ),
     _card(
