@@ -168,10 +168,9 @@ class Removal:
     "delete" takes it out of its Sequential or ModuleList, so that later ones move up; "bypass" puts in its place a
     module that gives back its input; "zero" one that gives zeros of its input's shape, and "drop", like "bypass", goes
     with a zeroed module that alone reads it. "run" takes away run number `run` of the `own_runs` of a module that
-    runs several times: the number that counts such runs, `runs` so far, goes down.
-
-    `argument` is the input concerned, by position ("0") or keyword; `returned` is the length of the tuple that the
-    module returned (0: a tensor), `output` the position in it.
+    runs several times: the number that counts such runs, `runs` so far, goes down. `argument` is the input concerned,
+    by position ("0") or keyword; `returned` is the length of the tuple that the module returned (0: a tensor),
+    `output` the position in it.
     """
 
     module: str

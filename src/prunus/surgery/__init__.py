@@ -9,7 +9,8 @@ from .files import check_writable, read_weights
 from .gradual import GradualPruner
 from .layers import follow
 from .leave_out import leave_out_failing
-from .prune import Pruned, PruneOptions, prune
+from .prune import Pruned, prune
+from .prune_options import PruneOptions
 from .report import Report, Width, report_of
 from .sensitivity import Sensitivity, scan_sensitivity
 from .serialise import from_json, to_json

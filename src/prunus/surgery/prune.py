@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,17 +14,17 @@ from ..allocation import Rules
 from ..allocation.uniform import uniform
 from ..criteria import Criterion, criterion_of, score
 from ..criteria.reading import all_finite
-from ..errors import BudgetError, InputError, SurgeryError, UnknownNameError
-from ..graph import KINDS, plan_from, trace
+from ..errors import BudgetError, InputError, SurgeryError
+from ..graph import plan_from, trace
 from ..statistics import gather
 from ..types import Graph, Plan, Refusal, Scores
 from .choose import Aim, Chosen, Dense, choose
-from .choose_blocks import BlockScore
 from .cut import applied, apply, plans_of, remember
 from .leave_out import leave_out_failing
 from .parametrized import to_be_permanent, with_permanent
 from .pretrained import construction_of, opening, with_attributes
 from .prune_depth import Shallow, Wanted, leave_out
+from .prune_options import PruneOptions, fields_of, only_kinds, options_of
 from .report import Report, report_of
 from .sparsified import Sparsified
 from .verify import Verified
@@ -68,50 +67,6 @@ class Pruned(Generic[ModuleT]):
     def plans(self) -> tuple[Plan, ...]:
         """All plans that made the model, oldest first: more than one after several rounds of pruning."""
         return plans_of(self.model)
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """Further keywords of `prune`.
-
-    Attributes:
-        round_to, min_keep, max_ratio, normalise: as in `prunus.plan`.
-        places, reduction, fallback: as in `prunus.score`; `fallback` scores groups in which the criterion has nothing
-            to read, None makes such a group an error.
-        only: kinds of units to cut, such as ("head", "neuron") (`prunus.graph.KINDS`); None is all. All others stay
-            whole, and with them what is coupled to them.
-        outputs: as in `prunus.trace`.
-        uniform: layers of one kind keep equally many units; a model of transformers keeps sizes that its config can
-            give, so that it saves with `save_pretrained` and opens with `from_pretrained`.
-        max_batches: of `data` that are read to collect statistics; None is all.
-        quality: model -> number, higher is better, for a "max_drop" target. Default: top-1 accuracy on `data`. It is
-            given a cut copy, which it may train first.
-        seconds: model -> seconds of one run, for a "latency" target. Default: median of interleaved runs on the example
-            inputs, on the model's device.
-        verify: prove the result; see `prunus.apply`.
-        seed: of random criteria and of dropout while collecting.
-        depth_criterion: how blocks are ranked: "similarity", "magnitude", or a callable (block, model) -> number,
-            higher means keep. Default: "similarity" on `data` if it is given, else "magnitude". See `block_scores`.
-        depth_unit: what a share or number in `depth` counts: "block", or "branch" (attention or feed-forward alone).
-    """
-
-    round_to: int | Mapping[str, int] = 1
-    min_keep: int | Mapping[str, int] = 1
-    max_ratio: float | Mapping[str, float] = 1.0
-    normalise: str = "mean"
-    places: Any = None
-    reduction: str | None = None
-    fallback: str | Criterion | None = "l2_norm"
-    only: str | Collection[str] | None = None
-    outputs: str = "keep"
-    uniform: bool = False
-    max_batches: int | None = None
-    quality: Callable[[nn.Module], float] | None = None
-    seconds: Callable[[nn.Module], float] | None = None
-    verify: bool = True
-    seed: int = 0
-    depth_criterion: str | BlockScore | None = None
-    depth_unit: str = "block"
 
 
 def prune(
@@ -172,10 +127,10 @@ def prune(
     bytes        2,064   1,040  -49.6%
     1 of 1 groups cut, criterion l2_norm
     """
-    chosen_options = _options(options)
+    chosen_options = options_of(options)
     model = model.model if isinstance(model, Pruned | Sparsified) else model
     measure = criterion_of(criterion)
-    aim = Aim(ratio, target, Rules(scope, **_among(chosen_options, Rules)))
+    aim = Aim(ratio, target, Rules(scope, **fields_of(chosen_options, Rules)))
     data = list(data) if isinstance(data, Iterator) else data
     _check(model, measure, data, aim, depth)
     permanent = to_be_permanent(model)
@@ -190,7 +145,7 @@ def prune(
     graph, scores = shallow.graph, Scores(measure.name, {})
     if not aim.is_empty:
         scores = _scores(shallow.model, graph, measure, data, loss, chosen_options)
-        scores = _only(scores, graph, chosen_options.only)
+        scores = only_kinds(scores, graph, chosen_options.only)
     cut = _Cutting(shallow.model, graph, aim, data, chosen_options, shallow.dense)
     (result, verified), chosen, refused = cut.until_verified(scores, inplace and depth is None and not permanent)
     plan = replace(chosen.plan, example=None, permanent=tuple(permanent))
@@ -235,40 +190,6 @@ def _permanent_notes(permanent: Mapping[str, str]) -> list[str]:
         return []
     names = ", ".join(f"{name} ({how})" for name, how in permanent.items())
     return [f"parametrisations made permanent, with the values that they gave: {names}; register them anew to train on"]
-
-
-def _options(given: Mapping[str, Any]) -> PruneOptions:
-    known = [f.name for f in fields(PruneOptions)]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"prune: no argument {name!r}: {hint}further arguments are {', '.join(known)}")
-    options = PruneOptions(**given)
-    for kind in _kinds(options.only):
-        if kind not in KINDS:
-            raise UnknownNameError.of("kind in only=", kind, KINDS)
-    return options
-
-
-def _kinds(only: str | Collection[str] | None) -> tuple[str, ...]:
-    return () if only is None else (only,) if isinstance(only, str) else tuple(only)
-
-
-def _only(scores: Scores, graph: Graph, only: str | Collection[str] | None) -> Scores:
-    """The scores of groups of these kinds; groups without scores stay whole."""
-    if only is None:
-        return scores
-    wanted = {group.name for group in graph.groups if group.kind in _kinds(only)}
-    if not wanted:
-        there = ", ".join(sorted({group.kind for group in graph.groups}))
-        raise InputError(f"only={only!r}: the model has no units of that kind that can be pruned; it has {there}")
-    return replace(scores, values={name: value for name, value in scores.values.items() if name in wanted})
-
-
-def _among(options: PruneOptions, kind: type) -> dict[str, Any]:
-    """The options that are fields of `kind`."""
-    return {f.name: getattr(options, f.name) for f in fields(kind) if hasattr(options, f.name)}
 
 
 def _check(model: nn.Module, criterion: Criterion, data: Iterable[Any] | None, aim: Aim, depth: Any) -> None:
