@@ -62,7 +62,7 @@ here, and how little of that is left after training.
 def page(rows: Iterable[Row]) -> str:
     """The page in Markdown."""
     table = cells(rows)
-    lines = [INTRODUCTION.format(slack=SLACK)]
+    lines = [INTRODUCTION.format(slack=SLACK), "## In short", "", *_short(table), ""]
     for kind in BUDGETS:
         lines += [f"## {TITLES[kind]}", "", *_findings(kind, table), "", *_table(kind, table), ""]
     lines += ["## Not in this table", "", "| method | why |", "| --- | --- |"]
@@ -73,6 +73,36 @@ def page(rows: Iterable[Row]) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- findings
+
+
+def _short(table: Mapping[Column, Mapping[Name, Cell]]) -> list[str]:
+    """At the middle budgets: how many beat the baselines, the best ones, and how far apart they are."""
+    lines = []
+    for kind, budgets in BUDGETS.items():
+        chance, norm = BASELINES[kind]
+        for recovered in (False, True):
+            column = (kind, budgets[1], recovered)
+            found = {name: cell for name, cell in table.get(column, {}).items() if name[0] != chance}
+            judged = [cell for name, cell in found.items() if chance in cell.against]
+            rivals = [cell for name, cell in found.items() if norm in cell.against]
+            if not rivals:
+                continue
+            over, above = _count(judged, chance, "better"), _count(rivals, norm, "better")
+            under, below = _count(judged, chance, "worse"), _count(rivals, norm, "worse")
+            best = sorted(found, key=lambda name: -found[name].accuracy)[:3]
+            values = sorted(cell.accuracy for cell in found.values())
+            quarter = len(values) // 4
+            lines.append(
+                f"- {TITLES[kind]}, {_named(column)}: of {len(judged)} ways {over} beat random and {under} do worse; "
+                f"of {len(rivals)}, {above} beat {NORMS[kind]} and {below} do worse. Best: "
+                f"{', '.join(f'{_label(name)} {100 * found[name].accuracy:.1f}%' for name in best)}. The middle half "
+                f"lies between {100 * values[quarter]:.1f}% and {100 * values[-1 - quarter]:.1f}%."
+            )
+    return lines or ["Nothing has been measured yet."]
+
+
+def _count(cells_: Iterable[Cell], baseline: str, verdict: str) -> int:
+    return sum(cell.against.get(baseline) == verdict for cell in cells_)
 
 
 def _columns(kind: str) -> list[Column]:
