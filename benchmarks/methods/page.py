@@ -12,7 +12,7 @@ from pathlib import Path
 from cases import BASELINES, LEFT_OUT, all_cases
 from evidence import RESULTS, Row, read
 from setting import BUDGETS
-from verdicts import SLACK, Cell, Column, Name, cells
+from verdicts import SLACK, Cell, Column, Name, cells, is_baseline
 
 from prunus.methods import methods
 
@@ -82,7 +82,7 @@ def _short(table: Mapping[Column, Mapping[Name, Cell]]) -> list[str]:
         chance, norm = BASELINES[kind]
         for recovered in (False, True):
             column = (kind, budgets[1], recovered)
-            found = {name: cell for name, cell in table.get(column, {}).items() if name[0] != chance}
+            found = {name: cell for name, cell in table.get(column, {}).items() if not is_baseline(name, chance)}
             judged = [cell for name, cell in found.items() if chance in cell.against]
             rivals = [cell for name, cell in found.items() if norm in cell.against]
             if not rivals:
@@ -123,7 +123,9 @@ def _findings(kind: str, table: Mapping[Column, Mapping[Name, Cell]]) -> list[st
         if not judged:
             continue
         chance, norm = BASELINES[kind]
-        others = {name: cell for name, cell in judged.items() if chance in cell.against and name[0] != chance}
+        others = {
+            name: cell for name, cell in judged.items() if chance in cell.against and not is_baseline(name, chance)
+        }
         lines += [f"**{_named(column)}** ({_baselines(kind, found)}; {len(others)} others):", ""]
         lines.append(f"- better than random: {_list(others, chance, 'better')}")
         lines.append(f"- not clearly different from random: {_list(others, chance, 'no clear difference')}")

@@ -65,13 +65,18 @@ def _cell(rows: list[Row], column: Column, level: float) -> Cell:
     against = {}
     for name in BASELINES[column[0]]:
         pairs = [pair for row in rows for pair in row["against"].get(name, [])]
-        if pairs and name != rows[0]["method"]:
+        if pairs and not is_baseline((rows[0]["method"], rows[0]["variant"]), name):
             against[name] = judged(pairs, level, macs - column[1] if column[0] == "filter" else 0.0)
     return Cell(
         fmean(row["accuracy"] for row in rows), min(row["low"] for row in rows), max(row["high"] for row in rows),
         len(rows), macs, fmean(row["sparsity"] for row in rows), fmean(row["seconds"] for row in rows), against,
         rows[0]["trains"],
     )  # fmt: skip
+
+
+def is_baseline(name: Name, baseline: str) -> bool:
+    """Whether a method is that baseline itself, not one of its variants."""
+    return name[0] == baseline and name[1] in ("", "layer")
 
 
 def judged(pairs: Iterable[list[int]], level: float, beyond: float = 0.0) -> str:
