@@ -136,7 +136,7 @@ def test_biases_change_nothing_by_themselves():
         with_biases(plain, ["2"])
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["wifv", *(pytest.param(m, marks=pytest.mark.slow) for m in METRICS if m != "wifv")])
 def test_it_costs_less_than_chance_at_equal_size(metric):
     model = tokens.trained()
     outcome = methods.run("flap", tokens.task(model, target={"params": 0.75}), metric=metric)

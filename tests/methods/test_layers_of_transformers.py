@@ -37,7 +37,7 @@ def left_out(outcome: methods.Outcome) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "options"), BY_SIMILARITY)
-@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("layer", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_layer_that_does_nothing_goes_first_and_nothing_changes(name, options, layer):
     model = with_identity(layer)
     outcome = methods.run(name, tokens.task(model), count=1, **options)
@@ -56,7 +56,9 @@ def test_none_is_the_model_itself(name, options):
         assert torch.equal(before, after), name
 
 
-@pytest.mark.parametrize(("name", "options"), BY_SIMILARITY)
+@pytest.mark.parametrize(
+    ("name", "options"), [BY_SIMILARITY[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in BY_SIMILARITY[1:])]
+)
 def test_two_layers_of_four_cost_less_than_those_that_chance_leaves_out(name, options):
     model = tokens.trained()
     task = tokens.task(model)

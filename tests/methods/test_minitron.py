@@ -91,7 +91,9 @@ def test_nothing_goes_where_less_than_a_unit_is_asked_for():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters()))
 
 
-@pytest.mark.parametrize("axes", [("head", "neuron"), ("neuron",), ("hidden",)])
+@pytest.mark.parametrize(
+    "axes", [("head", "neuron"), *(pytest.param((a,), marks=pytest.mark.slow) for a in ("neuron", "hidden"))]
+)
 def test_equal_widths_open_again_and_cost_less_than_chance(axes, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = tokens.trained()
@@ -119,7 +121,7 @@ def test_recovery_learns_from_the_whole_model():
 
 
 @pytest.mark.parametrize("by", ["loss", "block_influence"])
-@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("contiguous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_layer_that_does_nothing_goes_first(by, contiguous):
     model = tokens.trained()
     with torch.no_grad():

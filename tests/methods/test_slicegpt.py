@@ -104,7 +104,7 @@ def test_slicing_a_stream_of_lower_rank_loses_nothing(rotation):
     torch.testing.assert_close(tokens.logits(outcome.model, ids), tokens.logits(model, ids), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rotation", ["block", "shared"])
+@pytest.mark.parametrize("rotation", ["block", pytest.param("shared", marks=pytest.mark.slow)])
 def test_the_strongest_axes_beat_random_ones(rotation, monkeypatch):
     from prunus.methods import slicegpt as module
 
@@ -133,7 +133,9 @@ def test_one_rotation_opens_with_from_pretrained(tmp_path):
     torch.testing.assert_close(tokens.logits(again, ids), tokens.logits(outcome.model, ids))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["tied", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "tied")]
+)
 def test_rotated_blocks_are_saved_and_loaded(family, tmp_path):
     outcome = methods.run("slicegpt", tokens.task(FAMILIES[family](), amount=0.25))
     save_rotated(outcome.model, outcome.model.prunus_rotation, tmp_path)  # type: ignore[arg-type]
