@@ -214,3 +214,54 @@ def test_hugging_face_mixtures(name: str, tmp_path: Path):
         torch.testing.assert_close(again(**inputs).logits, small(**inputs).logits)
     with pytest.raises(InputError, match="the same number of experts in each"):
         prunus.prune_experts(model, inputs, keep={"model.layers.0.mlp": [0, 2, 3]})
+
+
+class InGroups(nn.Module):
+    """Routing as in DeepSeek-V3: sigmoid scores with a bias, groups by their two best experts, then the best experts."""
+
+    def __init__(self, top_groups: int) -> None:
+        super().__init__()
+        self.num_experts, self.n_group, self.topk_group, self.top_k = 8, 2, top_groups, 2
+        self.weight = nn.Parameter(torch.randn(8, 4))
+        self.register_buffer("bias", torch.rand(8) * 0.1)
+        self.up, self.down = nn.Parameter(torch.randn(8, 4, 5)), nn.Parameter(torch.randn(8, 5, 4))
+
+    def chosen(self, x: Tensor, keep: list[int] | None = None) -> tuple[Tensor, Tensor]:
+        scores = F.linear(x, self.weight).sigmoid()
+        choice = scores + self.bias
+        if keep is not None:
+            gone = [i for i in range(8) if i not in keep]
+            choice = choice.index_fill(-1, torch.tensor(gone), -torch.inf)
+        groups = choice.view(-1, self.n_group, self.num_experts // self.n_group)
+        best = groups.topk(2, -1)[0].sum(-1).topk(self.topk_group, -1)[1]
+        mask = torch.zeros(len(x), self.n_group).scatter(1, best, 1.0).bool()[:, :, None]
+        choice = choice.masked_fill(~mask.expand_as(groups).reshape(-1, self.num_experts), -torch.inf)
+        index = choice.topk(self.top_k, -1)[1]
+        weights = scores.gather(1, index)
+        return index, weights / weights.sum(-1, keepdim=True)
+
+    def forward(self, x: Tensor, keep: list[int] | None = None) -> Tensor:
+        index, weights = self.chosen(x, keep)
+        out = torch.zeros_like(x)
+        for expert in range(self.num_experts):
+            token, place = torch.where(index == expert)
+            hidden = (x[token] @ self.up[expert]).relu() @ self.down[expert]
+            out = out.index_add(0, token, weights[token, place, None] * hidden)
+        return x + out
+
+
+@pytest.mark.parametrize("top_groups", [1, 2])
+def test_experts_in_groups_go_alike_from_each(top_groups: int):
+    torch.manual_seed(0)
+    model = InGroups(top_groups).eval()
+    stays = [0, 2, 3, 4, 5, 7]
+    result = prunus.prune_experts(model, X, keep=stays)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(X), model(X, stays))
+        assert (result.model(X) - model(X)).abs().max() > 1e-3
+    assert result.verified is not None
+    assert result.verified.equal
+    kept = prunus.prune_experts(model, X, ratio=0.5).plan.cuts[0].keep
+    assert sum(index < 4 for index in kept) == 2
+    with pytest.raises(InputError, match=r"2 groups of 4 experts .* not \[4, 2\]"):
+        prunus.prune_experts(model, X, keep=[0, 1, 2, 3, 4, 5])

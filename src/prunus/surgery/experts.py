@@ -85,7 +85,8 @@ def prune_experts(
     Args:
         model: a model that routes tokens with a top-k of a matrix product; on real tensors, it is run.
         example_inputs: as for `prunus.trace`.
-        ratio: fraction of each mixture's experts to remove, rounded down; the worst-scored ones. Or
+        ratio: fraction of each mixture's experts to remove, rounded down; the worst-scored ones, as many of each group
+            where a router chooses among groups first. Or
         keep: expert ids that stay, for all mixtures or by the mixture's name.
         scores: by mixture's name, one per expert, higher means keep. Default: L2 norm of the expert's weights.
         inplace, verify: as for `prunus.apply`.
@@ -203,8 +204,7 @@ def _chosen(
             values = _norms(model, mixture) if values is None else values
             if values.shape != (total,):
                 raise InputError(f"scores[{mixture.name!r}] must have shape ({total},), got {tuple(values.shape)}")
-            order = torch.argsort(values.double(), descending=True, stable=True)
-            stays = sorted(order[: total - int(ratio * total + 1e-9)].tolist())
+            stays = _best(values, mixture.router.groups, ratio)
         else:
             assert keep is not None
             stays = sorted(keep.get(mixture.name, range(total)) if isinstance(keep, Mapping) else keep)
@@ -215,8 +215,28 @@ def _chosen(
                 f"{mixture.name!r} would keep {len(stays)} of {total} experts, but each token visits "
                 f"{mixture.router.chosen}: keep at least as many, or lower top_k first"
             )
+        _check_groups(mixture, stays)
         result[mixture.name] = tuple(stays)
     return result
+
+
+def _best(values: Tensor, groups: int, ratio: float) -> list[int]:
+    """The best-scored experts of each group, as many of one as of another."""
+    size = len(values) // groups
+    order = torch.argsort(values.double().view(groups, size), dim=1, descending=True, stable=True)
+    best = order[:, : size - int(ratio * size + 1e-9)] + size * torch.arange(groups)[:, None]
+    return sorted(best.flatten().tolist())
+
+
+def _check_groups(mixture: FoundMixture, stays: Ids) -> None:
+    """A router that first chooses among groups of experts needs equally many in each."""
+    groups, size = mixture.router.groups, mixture.router.experts // mixture.router.groups
+    counts = [sum(index // size == group for index in stays) for group in range(groups)]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"keep: {mixture.name!r} chooses among {groups} groups of {size} experts (0..{size - 1} are the first): "
+            f"keep equally many of each group, not {counts}"
+        )
 
 
 def _norms(model: nn.Module, mixture: FoundMixture) -> Tensor:

@@ -21,19 +21,21 @@ _PRODUCTS: Mapping[str, tuple[int, int]] = {
     "aten::matmul": (0, 1),
 }
 _SAME_WEIGHT = frozenset(f"aten::{name}" for name in "t transpose _to_copy detach alias clone contiguous".split())
+_VIEWS = frozenset(f"aten::{name}" for name in "view _unsafe_view reshape _reshape_alias".split())
 _CHOICES = frozenset(f"aten::{name}" for name in "topk argmax max".split())
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
     """A router: its weight's name, which dimension of it counts the experts, how many there are, how many each token
-    visits, and its multiply-adds for the tokens seen."""
+    visits, its multiply-adds for the tokens seen, and in how many groups of equally many experts it chooses."""
 
     weight: str
     dim: int
     experts: int
     chosen: int
     multiply_adds: int
+    groups: int = 1
 
 
 class RouterMode(TorchDispatchMode):
@@ -46,6 +48,7 @@ class RouterMode(TorchDispatchMode):
         self._keep = keep or {}
         self._weights = {id(p): (n, False) for n, p in model.named_parameters() if p.dim() == 2}
         self._logits: dict[int, tuple[str, int, int, int]] = {}  # weight, dimension of experts, experts, multiply-adds
+        self._groups: dict[str, int] = {}
         self._alive: list[Any] = []
 
     def __torch_dispatch__(
@@ -66,6 +69,8 @@ class RouterMode(TorchDispatchMode):
             for tensor in _tensors(out):
                 if tensor.dim() and tensor.shape[-1] == mark[2] and tensor.is_floating_point():
                     self._mark(self._logits, tensor, mark)
+                elif name in _VIEWS and tensor.dim() > 1 and tensor.shape[-2:].numel() == mark[2]:
+                    self._groups[mark[0]] = tensor.shape[-2]
         return out
 
     def _mark(self, table: dict[int, Any], tensor: Tensor, value: Any) -> None:
@@ -88,7 +93,9 @@ class RouterMode(TorchDispatchMode):
         logits, *rest = args
         weight, dim, experts, multiply_adds = self._logits[id(logits)]
         chosen = int(rest[0] if rest else kwargs.get("k", 1)) if name == "aten::topk" else 1
-        self.routers.setdefault(weight, Router(weight, dim, experts, chosen, multiply_adds))
+        self.routers.setdefault(
+            weight, Router(weight, dim, experts, chosen, multiply_adds, self._groups.get(weight, 1))
+        )
         return self._without(weight, logits) if weight in self._keep else logits
 
     def _without(self, weight: str, logits: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def check_values(dense: nn.Module, cut: nn.Module, plan: Plan) -> Verified:
     failure: Exception | None = None
     example = tree_map_only(Tensor, lambda t: t.to(tensors.device_of(dense)), example_of(plan))
     for dtype, tolerance in PRECISIONS:
-        for given in batches(example):
+        for given in [example] if plan.mixtures else batches(example):  # few tokens visit few experts
             trial = _Trial(dense, cut, plan, given, dtype, tolerance)
             try:
                 if plan.mixtures:
