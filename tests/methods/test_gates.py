@@ -101,6 +101,22 @@ def test_without_penalties_training_is_almost_the_plain_one(digits):
     assert accuracy(outcome.model, digits.test) == pytest.approx(accuracy(reference, digits.test), abs=0.1)
 
 
+def test_every_group_keeps_one_open_gate_to_learn_through():
+    torch.manual_seed(0)
+    model = ResNet(1, (4, 6, 8), in_channels=1).eval()
+    network, gates, _ = gated(model)
+    for gate in gates.all:
+        nn.init.constant_(gate.factors, -0.5)
+    with torch.no_grad():
+        next(iter(gates.units.values())).factors[2] = 0.05
+    gates.clip()
+    for gate in gates.units.values():
+        assert gate.factors.detach().sort().values.tolist() == [0.0] * (len(gate.factors) - 1) + [0.5]
+    assert float(next(iter(gates.units.values())).factors.detach()[2]) == 0.5
+    assert all(gate.factors.tolist() == [0.0] for gate in gates.blocks.values())
+    assert network(torch.randn(3, 1, 8, 8)).std(0).max() > 0  # the inputs still matter
+
+
 def test_strengths_by_kind_of_unit(digits):
     given = methods.Task(plain(), X, digits.train, digits.validation, training=CONFIG)
     outcome = methods.run("gates_multilevel", given, strength={"neuron": 5.0})

@@ -16,7 +16,6 @@ from ..errors import InputError
 from ..graph import trace
 from ..graph.counting import unit_positions
 from ..surgery import prune
-from ..training import StepInfo
 from ..types import Block, Graph, Place
 from .card import Card
 from .steps import free_blocks, norms_after, recalibrate, train_for, without_units
@@ -30,6 +29,10 @@ class Factors(Protocol):
     def factors(self) -> Tensor: ...
 
     def __call__(self) -> Tensor: ...
+
+
+HELD = 0.5
+"""The strongest gate of a group is not closed further: a group without any open gate would end the training."""
 
 
 class Gate(nn.Module):
@@ -97,6 +100,14 @@ class Gates:
     def all(self) -> list[Gate]:
         """Every gate."""
         return [*self.units.values(), *self.blocks.values()]
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Bring all factors into [0, 1], and the strongest of each group of units to at least `HELD`."""
+        for gate in self.all:
+            gate.factors.clamp_(0, 1)
+        for gate in self.units.values():
+            gate.factors[gate.factors.argmax()].clamp_(min=max(HELD, gate.threshold))
 
     def remove(self) -> None:
         """Write the factors of units into the tensors and take all gates off; blocks are then whole."""
@@ -191,12 +202,7 @@ def gates_multilevel(
         deep = [gate.penalty(block_strength, polarise) for gate in gates.blocks.values()]
         return torch.stack([*units, *deep]).sum()
 
-    def clip(_info: StepInfo) -> None:
-        with torch.no_grad():
-            for gate in gates.all:
-                gate.factors.clamp_(0, 1)
-
-    history = train_for(task, network, task.training.epochs, on_step=clip, penalty=penalty)
+    history = train_for(task, network, task.training.epochs, on_step=lambda _info: gates.clip(), penalty=penalty)
     closed = {name: gate.closed() for name, gate in gates.units.items()}
     for name, dead in closed.items():
         dead[int(gates.units[name].factors.argmax())] = False  # a group keeps one unit
@@ -226,7 +232,11 @@ CARD = Card(
     formula="g F(x) with loss + lambda sum |g| + lambda_b sum |g (1 - g)|, g in [0, 1]; g <= tau counts as 0 and goes",
     cost="one training, with a product per gated tensor at each step",
     departures="only the abstract is followed; gates of blocks are open or closed in the forward pass; a plain layer "
-    "without a shortcut has no gate of its own",
-    evidence="with a strength of 1e-3 it removed nothing from a small residual network in 12 epochs on digits",
+    "without a shortcut has no gate of its own; the strongest gate of a group stays at 0.5 or above",
+    evidence="residual network of 14 layers and 4,202 parameters on 600 digits, 8 epochs, one seed, 84% of the test "
+    "digits right without penalties: strength of units 0.03 leaves 65% of the parameters and 82% of the digits "
+    "right, 0.1 leaves 13% and 56%; at 0.01 one unit closes, as without a penalty, for the norms' scales make "
+    "up for the gates; strength of blocks 0.05 leaves out two of six blocks (84%), 0.2 four (76%). "
+    "With 1e-3 it removed nothing from a small residual network in 12 epochs",
     run=gates_multilevel,
 )
