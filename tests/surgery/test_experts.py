@@ -217,7 +217,7 @@ def test_hugging_face_mixtures(name: str, tmp_path: Path):
 
 
 class InGroups(nn.Module):
-    """Routing as in DeepSeek-V3: sigmoid scores with a bias, groups by their two best experts, then the best experts."""
+    """Routing as in DeepSeek-V3: sigmoid scores with a bias, groups by their two best experts, then experts."""
 
     def __init__(self, top_groups: int) -> None:
         super().__init__()
