@@ -109,7 +109,8 @@ def index(cards: Sequence[Card]) -> str:
     parts = [
         "# Methods of the literature",
         f"{len(cards)} methods; `prunus methods` prints this table, filtered with `--where level=filter`, and "
-        "`prunus methods NAME` one method. All of them run. Generated from the cards by `tools/method_pages.py`.",
+        "`prunus methods NAME` one method. All of them run. Generated from the cards by `tools/method_pages.py`. "
+        "Beside each other on one network: [methods, measured](../methods_measured.md).",
         f"How sure a definition is ({counts}): "
         + "; ".join(f"*{kind}*, {what}" for kind, what in SPECIFICATION.items())
         + ".",
