@@ -45,6 +45,20 @@ def test_an_interval_longer_than_the_training_is_plain_training(digits):
         assert torch.equal(value, outcome.model.state_dict()[name])
 
 
+def test_the_last_filters_go_an_interval_before_the_end_so_that_the_others_make_up_for_them(digits, monkeypatch):
+    from prunus.methods import while_training
+
+    ratios, planned = [], while_training.plan
+
+    def plan(graph, scores, *, ratio):
+        ratios.append(ratio)
+        return planned(graph, scores, ratio=ratio)
+
+    monkeypatch.setattr(while_training, "plan", plan)
+    methods.run("prune_while_training", task(digits), interval=2)
+    assert ratios[:2] == [0.25, 0.5]
+
+
 def test_filters_that_went_stay_away_and_the_network_needs_no_fine_tuning(digits, monkeypatch):
     from prunus.methods import while_training
 

@@ -23,8 +23,8 @@ from .task import Outcome, Task
 def prune_while_training(task: Task, *, interval: int = 1, criterion: str = "l1_norm") -> Outcome:
     """Train once; every `interval` epochs more of the weakest filters become zero for good. Remove them in the end.
 
-    The removed share grows by equal steps, of every layer alike. Zeros are put back after each optimiser step, so the
-    removal in the end changes no output.
+    The removed share grows by equal steps, of every layer alike, up to an interval before the end. Zeros are put back
+    after each optimiser step, so the removal in the end changes no output.
 
     Args:
         task: `amount` of the filters of every layer go; all of `training.epochs` is one training.
@@ -47,7 +47,8 @@ def prune_while_training(task: Task, *, interval: int = 1, criterion: str = "l1_
 
     def prune_on(info: StepInfo) -> None:
         if info.step % (per_epoch * interval) == 0:
-            share = amount * min(1.0, info.epoch // interval / rounds)
+            # All are gone an interval before the end, so that the last ones are trained away too.
+            share = amount * min(1.0, info.epoch // interval / max(1, rounds - 1))
             scores = score(graph, criterion, model=network, fallback="l2_norm")
             kept.update(kept_units(graph, plan(graph, scores, ratio=share)))
         for name, units in kept.items():
