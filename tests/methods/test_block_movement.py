@@ -76,7 +76,9 @@ def test_what_nothing_reads_is_removed_without_a_change():
     }
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "struct", "hybrid_filled"])
+@pytest.mark.parametrize(
+    "mode", ["hybrid", *(pytest.param(m, marks=pytest.mark.slow) for m in ("struct", "hybrid_filled"))]
+)
 def test_the_smaller_network_computes_what_the_masked_one_does_and_keeps_the_task(mode: str):
     model = trained()
     training = at(epochs=8, lr=2e-3)

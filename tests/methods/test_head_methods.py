@@ -203,7 +203,10 @@ def test_gain_is_heads_first_order_importance():
         assert outcome.history[0]["scores"][name] == pytest.approx(value.tolist(), rel=1e-5)
 
 
-@pytest.mark.parametrize("selector", ["random", "gain", "leave_one_out", "l0"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("random", "leave_one_out")]
+
+
+@pytest.mark.parametrize("selector", ["gain", "l0", *SLOW])
 def test_each_selector_removes_the_amount_and_the_task_recovers(selector: str):
     training = at(epochs=6)
     given = {"selector": selector, "gate_lr": 0.1, "batches": 2, "gated_epochs": 0.6}

@@ -120,7 +120,7 @@ def test_with_everything_kept_it_is_ordinary_fine_tuning_bit_for_bit():
     assert torch.equal(outcome.model.model.bert.embeddings.word_embeddings.weight, embeddings.word_embeddings.weight)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", [pytest.param("layer", marks=pytest.mark.slow), "global"])
 def test_a_trained_encoder_keeps_its_task_at_a_third_of_its_weights(scope: str):
     model = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}

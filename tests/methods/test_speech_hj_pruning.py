@@ -85,7 +85,7 @@ def test_open_gates_change_nothing_and_channels_that_close_are_those_that_are_cu
     assert smaller.wav2vec2.feature_extractor.conv_layers[1].conv.in_channels == 7
 
 
-@pytest.mark.parametrize("constraint", ["total", "separate"])
+@pytest.mark.parametrize("constraint", ["total", pytest.param("separate", marks=pytest.mark.slow)])
 def test_the_network_shrinks_to_about_what_was_asked_and_tells_the_pitches(constraint: str):
     training = at(epochs=10, lr=2e-3)
     task = methods.Task(wav2vec2(), torch.randn(2, 200), Waves(256, 0), amount=0.4, training=training)

@@ -65,7 +65,7 @@ def test_even_and_uneven_sizes():
     assert kept_by(scores, 1, False)["b"].tolist() == [False, False, False, True]
 
 
-@pytest.mark.parametrize("order", [None, "head-first", "ffn-first"])
+@pytest.mark.parametrize("order", [None, "head-first", pytest.param("ffn-first", marks=pytest.mark.slow)])
 def test_half_the_heads_and_neurons_go_and_the_task_stays(order):
     model = trained()
     outcome = methods.run("textpruner_transformer", task(model, amount=0.5), rounds=3, order=order, batches=(6, 32))
