@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from prunus.criteria import CRITERIA
 from prunus.criteria.table import NEEDS
 from prunus.evaluation import MEASURES
+from prunus.evaluation import text as evaluation_text
 from prunus.pipeline.recipe import MethodPart, Recipe
 from prunus.report.page import SECTIONS
 from prunus.training import Distillation, TrainingConfig
@@ -106,9 +107,21 @@ def test_every_need_of_a_criterion_is_listed():
     assert set(NEEDS) <= set(first_cells(text_of("docs/adding_a_criterion.md")))
 
 
+def section(text: str, heading: str) -> str:
+    """A section of a page, up to the next heading of its level."""
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
 def test_every_measure_is_listed_once():
-    listed = first_cells(text_of("docs/measures.md"))
+    page = text_of("docs/measures.md")
+    listed = first_cells(page.replace(section(page, "Language"), ""))
     assert sorted(listed) == sorted(MEASURES)
+
+
+def test_measures_of_language_are_functions():
+    listed = first_cells(section(text_of("docs/measures.md"), "Language"))
+    assert len(listed) > 5
+    assert not [name for name in listed if not callable(getattr(evaluation_text, name, None))]
 
 
 @pytest.mark.parametrize("name", [name for name, measure in MEASURES.items() if "arXiv" in measure.source])

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from ..types import Block, Graph
 from .models import Named
 from .options import Data, Json, Keywords, ModelName, Shape, Weights
 from .output import Output, table
+
+if TYPE_CHECKING:
+    from ..types import Block, Graph
 
 SHOWN = 60
 
