@@ -38,7 +38,8 @@ SPECIFICATION = {
 }
 ENTRY = {
     "criterion": "a criterion of `prunus.prune`",
-    "sparsify": "a criterion of `prunus.sparsify`",
+    "sparsify": "a criterion, pattern or scope of `prunus.sparsify`",
+    "language": "a method or allocation of `prunus.sparsify_language`",
     "method": "a whole procedure",
 }
 
@@ -187,7 +188,7 @@ def _is_baseline(row: Row) -> bool:
 
 
 def _names(card: Card) -> set[str]:
-    criterion = set() if card.entry == "method" else {criterion_of(card.id).name}
+    criterion = set() if card.entry != "criterion" else {criterion_of(card.id).name}
     return {card.id, *criterion, *filter(None, (SAME.get(card.id),))}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import analyze, evaluate, export, methods, prune, report, run, sparsify
+from . import analyze, evaluate, export, methods, prune, report, run, sparsify, vocabulary
 
 app = typer.Typer(
     name="prunus",
@@ -40,6 +40,7 @@ app.command()(run.demo)
 app.command()(run.run)
 app.command()(prune.prune)
 app.command()(sparsify.sparsify)
+app.command()(vocabulary.vocabulary)
 app.command()(analyze.analyze)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

@@ -76,22 +76,40 @@ def budget(pairs: Sequence[str] | None) -> dict[str, float | str] | None:
 
     >>> budget(["macs=0.5", "bytes=20MB"])
     {'macs': 0.5, 'bytes': '20MB'}
+    >>> budget(['{"params": 0.75}'])
+    {'params': 0.75}
     """
     if not pairs:
         return None
-    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in keywords(pairs).items()}
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        found.update(_mapping(pair) if pair.lstrip().startswith("{") else keywords([pair]))
+    return {key: value if isinstance(value, (int, float)) else str(value) for key, value in found.items()}
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise InputError(f'{text!r} is no mapping: write key=value, or JSON such as {{"params": 0.75}}')
+    return found
 
 
 def amount(texts: Sequence[str] | None) -> float | int | list[str] | None:
     """What `--depth` says: one number is a share or a count, anything else names.
 
-    >>> amount(["0.25"]), amount(["3"]), amount(["layer1.0", "layer1.1"])
-    (0.25, 3, ['layer1.0', 'layer1.1'])
+    >>> amount(["0.25"]), amount(["3"]), amount(["layer1.0", "layer1.1"]), amount(["*.3"])
+    (0.25, 3, ['layer1.0', 'layer1.1'], ['*.3'])
     """
     if not texts:
         return None
     if len(texts) == 1:
-        value = yaml.safe_load(texts[0]) if texts[0].strip() else texts[0]
+        try:
+            value = yaml.safe_load(texts[0])
+        except yaml.YAMLError:  # a pattern such as "*.3"
+            value = None
         if isinstance(value, int | float) and not isinstance(value, bool):
             return value
     return list(texts)

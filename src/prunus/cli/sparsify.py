@@ -8,6 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from .checkpoints import (
+    Calibration,
+    Device,
+    Length,
+    MaxRam,
+    OnDisk,
+    Resume,
+    Samples,
+    checkpoint_folder,
+    sparsify_on_disk,
+)
 from .models import Named
 from .options import Data, Json, Keywords, ModelName, Weights
 from .output import Output, table
@@ -29,9 +40,19 @@ def sparsify(
             "package.module:function."
         ),
     ] = None,
-    criterion: Annotated[str, typer.Option(help="A criterion's name, or package.module:function.")] = "magnitude",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="A criterion's name, or package.module:function; of a checkpoint on disk: magnitude, wanda, ria, "
+            "dsnot, sparsegpt, alps, obert."
+        ),
+    ] = "magnitude",
     scope: Annotated[
-        str, typer.Option(help="layer, global, erk, lamp, uniform_plus ..., or package.module:function.")
+        str,
+        typer.Option(
+            help="layer, global, erk, lamp, uniform_plus ..., or package.module:function; of a checkpoint on disk: "
+            "owl, erk, sensitivity."
+        ),
     ] = "layer",
     layers: Annotated[list[str] | None, typer.Option(help="A module or pattern to mask; repeat it.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A module or pattern that stays dense; repeat it.")] = None,
@@ -43,12 +64,36 @@ def sparsify(
     data: Data = None,
     batches: Annotated[int, typer.Option(help="Batches of training data for criteria that need data.", min=1)] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    calibration: Calibration = None,
+    samples: Samples = 128,
+    length: Length = None,
+    max_ram: MaxRam = None,
+    resume: Resume = False,
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Set the least important weights to zero, in a pattern, and save the model; nothing is trained.
 
+    A checkpoint hf:DIR with --calibration, --max-ram or --resume is pruned on disk, one block in memory at a time, and
+    opens with from_pretrained.
+
     Example: prunus sparsify zoo:resnet20 --weights pretrained_cifar10/resnet20.safetensors --sparsity 2:4 --out sparse
+
+    Example: prunus sparsify hf:llama --criterion wanda --sparsity 2:4 --calibration text:wiki.txt --out sparse
     """
+    how = OnDisk(calibration, samples, length, max_ram, resume, device)
+    folder = checkpoint_folder(model)
+    if folder is not None and (calibration or max_ram or resume):
+        unfit = {"--layers": layers, "--data": data, "--weights": weights, "--no-finalize": not finalize}
+        wanted = {
+            "method": criterion,
+            "sparsity": read_sparsity(sparsity),
+            "pattern": pattern,
+            "keep": tuple(keep or ()),
+            "allocation": "uniform" if scope == "layer" else scope,
+        }
+        _on_disk(folder, out, wanted, how, Output(json), [name for name, given in unfit.items() if given])
+        return
     from ..pipeline.names import criterion_named, function_named, pattern_named
     from ..surgery import check_writable, save
     from ..surgery import sparsify as mask
@@ -96,6 +141,23 @@ def sparsify(
         table(f"{model}, sparse: {out}", ("weight", "pattern", "entries", "zeros", "sparsity"), rows),
         *([table("left dense, and why", ("what", "reason", "what to do"), left)] if left else []),
     )
+
+
+def _on_disk(folder: Path, out: Path, wanted: dict[str, Any], how: OnDisk, speak: Output, unfit: list[str]) -> None:
+    from ..errors import InputError
+
+    if unfit or isinstance(wanted["sparsity"], dict):
+        given = ", ".join(unfit or ["--sparsity LAYER=VALUE"])
+        raise InputError(f"{given}: not for a checkpoint that is pruned on disk; --keep leaves layers dense")
+    speak.say(f"prunus sparsify: {folder} on disk to {wanted['sparsity']} by {wanted['method']}, into {out}")
+    found = sparsify_on_disk(folder, out, wanted, how, speak.say)
+    rows = [
+        (one["block"], f"{one['sparsity']:.1%}", "" if one["mean_error"] is None else f"{one['mean_error']:.3g}")
+        for one in found["blocks"]
+    ]
+    rows.append(("all", f"{found['sparsity']:.1%}", ""))
+    title = f"{folder}, sparse: {out}; opens with from_pretrained"
+    speak.result(found, table(title, ("block", "sparsity", "mean error of outputs"), rows))
 
 
 def read_sparsity(given: list[str]) -> Any:

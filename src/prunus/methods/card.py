@@ -16,7 +16,7 @@ When = Literal["at initialisation", "during training", "after training", "any ti
 Rate = Literal["given", "per layer by rule", "automatic", "learned", "searched"]
 Selection = Literal["criterion", "regulariser", "gates", "movement", "reconstruction", "search", "schedule", "rule"]
 Specification = Literal["verified", "standard", "abstract", "reconstructed"]
-Entry = Literal["criterion", "sparsify", "method"]
+Entry = Literal["criterion", "sparsify", "language", "method"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Card:
         specification: how sure the definition is: checked against the authors' code ("verified"), standard knowledge
             of the paper ("standard"), its abstract only ("abstract"), or our reading of a survey's sentence
             ("reconstructed").
-        entry: "criterion" is a name for `criterion=` of `prunus.prune`; "sparsify" one of `prunus.sparsify`; "method"
-            is a whole procedure, run by `prunus.methods.run`.
+        entry: "criterion" is a name for `criterion=` of `prunus.prune`; "sparsify" one of `prunus.sparsify`;
+            "language" one of `prunus.sparsify_language`; "method" is a whole procedure, run by `prunus.methods.run`.
         how: the call, as a line of Python.
         formula: in plain text.
         cost: in time and memory, beside one pass over the data.

@@ -92,6 +92,20 @@ def prune_vocabulary(
     return PrunedVocabulary(result, replace(plan, example=None), report, new_ids, verified)
 
 
+def special_ids(model: nn.Module) -> set[int]:
+    """Token ids that the model's config, or a module, names: they must stay."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, MENDED_BY_TABLE):
+            continue
+        for name, value in integers(module, "", seen):
+            last = name.rpartition(".")[2].partition("[")[0]
+            if (last in IDS or last.endswith("_token_id")) and value >= 0:
+                found.add(value)
+    return found
+
+
 def token_map(model: nn.Module) -> dict[int, int]:
     """Old token id -> new one, over all rounds in which tokens were removed; {} where none were."""
     result: dict[int, int] | None = None
