@@ -138,6 +138,8 @@ CARD = Card(
     cost="in each round m backward passes and m products in every block; n B numbers of memory",
     departures="256 gradients and four rounds unless told otherwise, where the paper takes 1024 and fine-tunes for 30 "
     "epochs; the training is that of the task, without a teacher unless its loss is one",
+    evidence="one layer of 2,048 weights on digits, 90% in two rounds without training, 64 gradients, lambda 1e-5: the "
+    "training loss is 178, that of magnitude 172: no better there",
     run=obert,
     aliases=("oBERT",),
 )
