@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prunus.criteria import criterion_of
+from prunus.criteria import CRITERIA, criterion_of
+from prunus.criteria.table import ALIASES
 from prunus.evaluation.significance import wilson
+from prunus.layerwise import SOLVERS
 from prunus.methods import Card, methods
 from prunus.methods.calls import recipe_of
 
@@ -126,9 +128,20 @@ def _recipe(card: Card) -> Iterable[str]:
         yield f"In a [recipe](../recipes.md) of `prunus run`:\n\n```yaml\n{line}\n```"
 
 
+def _function(card: Card) -> Callable[..., Any] | None:
+    """What computes it: the method, the criterion or the solver; None where it is a pattern or an allocation."""
+    if card.run is not None:
+        return card.run
+    if card.entry == "language":
+        return SOLVERS[card.id].solve if card.id in SOLVERS else None
+    return criterion_of(card.id).function if card.id in {**CRITERIA, **ALIASES} else None
+
+
 def _documentation(card: Card) -> Iterable[str]:
     """What the function's own text says: arguments, what is returned, choices."""
-    function: Callable[..., Any] = card.run or criterion_of(card.id).function
+    function = _function(card)
+    if function is None:
+        return
     while isinstance(function, partial):  # several cards may be one function with other options
         function = function.func
     text = inspect.getdoc(function)

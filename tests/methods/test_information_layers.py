@@ -52,8 +52,8 @@ def test_the_lower_layer_is_judged_by_what_was_kept_above():
     """Neurons 0 and 1 of the first layer feed neurons 0 and 1 of the second, of which only 0 reaches the output."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     with torch.no_grad():
-        for layer in model[:2]:
-            layer.weight.copy_(torch.eye(2))
+        for layer in list(model)[:2]:
+            layer.weight.copy_(torch.eye(2))  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]
         model[2].weight.copy_(torch.tensor([[1.0, 0.0]]))
     from prunus.data import Split
 

@@ -50,7 +50,7 @@ def vocabulary(
     speak.say(f"prunus vocabulary: {model} to the tokens of {', '.join(map(str, files))}, verified, into {out}")
     dense = Named(model, None, kwarg).model()
     counts = token_counts(tokenizer, _lines(files))
-    size = dense.config.vocab_size  # type: ignore[union-attr]
+    size = int(dense.config.vocab_size)  # type: ignore[union-attr,arg-type] # pyright: ignore[reportArgumentType,reportAttributeAccessIssue]
     also = {one for one in special_ids(dense) if one < size}
     keep = [one for one in needed_ids(tokenizer, counts, min_count=min_count, also=also) if one < size]
     result = prune_vocabulary(dense, keep, example_ids(dense))

@@ -79,7 +79,7 @@ def crows_pairs(
     """
     if not pairs:
         raise InputError("crows_pairs: there are no pairs")
-    mask_id = getattr(tokenizer, "mask_token_id", None)
+    mask_id: Any = getattr(tokenizer, "mask_token_id", None)
     if not causal and mask_id is None:
         raise InputError("crows_pairs: the tokenizer has no mask token; a causal model needs causal=True")
 
