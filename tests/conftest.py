@@ -7,11 +7,15 @@ import importlib.util
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from prunus.graph.rules import RULES
+from prunus.surgery.layers import FOLLOWS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -36,6 +40,16 @@ def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _rules_of_a_test_end_with_it() -> Iterator[None]:
+    """Rules that a test or an example registers are in force for it alone, whatever order the tests run in."""
+    before = [(table, dict(table)) for table in (RULES, FOLLOWS)]
+    yield
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
 
 
 @pytest.fixture(scope="session")
