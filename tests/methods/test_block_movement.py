@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prunus import methods
+from prunus.data import Split
 from prunus.errors import InputError
 from prunus.graph import trace
 from prunus.masks import find_sites
@@ -123,3 +124,18 @@ def test_wrong_options_are_named():
     for options, word in (({"mode": "square"}, "mode"), ({"block": (0, 3)}, "block"), ({"fill": 1.5}, "fill")):
         with pytest.raises(InputError, match=word):
             methods.run("block_movement", task(bert()), **options)
+
+
+class Residual(torch.nn.Conv2d):
+    """A convolution around which the input goes too."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + super().forward(input)
+
+
+def test_blocks_of_convolutions_are_refused():
+    model = torch.nn.Sequential(*(Residual(1, 1, 3, padding=1) for _ in range(2)), torch.nn.Flatten())
+    x = torch.randn(4, 1, 4, 4)
+    data = Split(x, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(InputError, match="no matrices within residual blocks"):
+        methods.run("block_movement", methods.Task(model, x, data, training=at(epochs=1)))

@@ -64,6 +64,29 @@ def test_the_lower_layer_is_judged_by_what_was_kept_above():
     assert len(outcome.plan.cuts) == 2  # type: ignore[union-attr]
 
 
+def test_convolutions_of_one_pixel_are_pruned_as_the_same_linear_layers():
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2))
+    for source, target in ((0, 0), (2, 2), (4, 5)):
+        network[target].load_state_dict(
+            {
+                name: t.reshape(network[target].get_parameter(name).shape)
+                for name, t in linear[source].named_parameters()
+            }
+        )
+    from prunus.data import Split
+
+    x = torch.randn(64, 3)
+    cuts = []
+    for model, inputs in ((linear, x), (network, x[:, :, None, None])):
+        data = Split(inputs, torch.zeros(64, dtype=torch.int64))
+        given = methods.Task(model, inputs[:2], data, amount=0.5, training=at(epochs=0))
+        cuts.append([cut.keep for cut in methods.run("mi_layerwise", given).plan.cuts])  # type: ignore[union-attr]
+    assert cuts[0] == cuts[1]
+    assert [len(keep) for keep in cuts[0]] == [4, 3]
+
+
 def test_on_digits_it_beats_chance(digits):
     model = dense(digits)
     outcome = methods.run("mi_layerwise", task(digits, model, amount=0.5, training=at(epochs=0)))

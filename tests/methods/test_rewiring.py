@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,19 @@ def test_the_number_stays_and_no_weight_changes_its_sign():
         assert not weight[~mask].any()
         assert torch.equal(weight[mask].sign(), signs[mask])
     assert rewiring.rewired > 40
+
+
+def test_convolutions_in_channels_last_are_rewired_as_others_are():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3))
+    plain = sparsify(plain, sparsity=0.8, criterion="random_weight").model
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for model in (plain, last):
+        rewiring = Rewiring(model, l1=0.5, temperature=0.01, seed=0)
+        for _ in range(10):
+            rewiring.step(0.1)
+        assert rewiring.rewired > 0
+    assert torch.equal(stored(plain, "0.weight"), stored(last, "0.weight"))
+    assert torch.equal(masks_of(plain)["0.weight"], masks_of(last)["0.weight"])
 
 
 def test_the_step_of_the_paper_on_one_weight_each():

@@ -79,6 +79,8 @@ def block_movement(
     network = copy.deepcopy(task.model)
     graph = trace(network, task.example_inputs, keep=task.keep)
     sites = [site for site in sites_within(task, "block_movement") if len(site.shape) == 2]
+    if not sites:
+        raise InputError("block_movement: the model has no matrices within residual blocks, only convolutions or less")
     masks = _put(network, sites, inner_dims(graph), mode, block, score_scale(task.training, score_lr))
     scores = list({id(mask.scores): mask.scores for mask in masks.values()}.values())
     with frozen_embeddings(network, True):

@@ -85,6 +85,9 @@ ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
 # -------------------------------------------------------------------------------------------------------- activations
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 def _reader(group: Group) -> Place | None:
     return next((place for place in group.places if place.role == "in" and place.dim < 2), None)
 
@@ -114,8 +117,9 @@ def activations(model: nn.Module, batches: Iterable[Batch], layers: Sequence[str
 @contextmanager
 def _reading(model: nn.Module, seen: Mapping[str, list[Tensor]]) -> Iterator[None]:
     def reader(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             value = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)).detach().cpu()
+            value = value.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else value
             seen[name].append(value.reshape(-1, value.shape[-1]))
 
         return hook

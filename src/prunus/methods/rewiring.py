@@ -59,9 +59,12 @@ class Rewiring:
             if missing:
                 dormant = (~mask).flatten().nonzero()[:, 0]
                 chosen = torch.randperm(len(dormant), generator=self.generator)[:missing].to(dormant.device)
-                born = dormant[chosen]
-                mask.view(-1)[born] = True
-                weight.view(-1)[born] = NEWBORN * signs.view(-1)[born]
+                born = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device).index_fill_(
+                    0, dormant[chosen], True
+                )
+                born = born.view(mask.shape)
+                mask |= born
+                weight.copy_(torch.where(born, NEWBORN * signs, weight))
                 self.rewired += missing
 
 

@@ -139,7 +139,8 @@ def deformable_soft_mask(
     for name, mask in masks.items():
         stay = mask.values().detach() > 0.5
         if granularity in ("filter", "channel") and not stay.any():
-            stay.view(-1)[int(mask.u.argmax())] = True  # a layer without any output ends the network
+            # A layer without any output ends the network.
+            stay = stay.flatten().index_fill(0, mask.u.argmax(), True).view(stay.shape)
         site = sites[name].site
         _take_off(network, site, norms.get(site.module))
         parameter = network.get_parameter(name)
