@@ -51,6 +51,18 @@ def assert_same(left: nn.Module, right: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------------------- round trip
 
 
+def test_a_bias_that_makes_up_for_what_was_removed_comes_back(tmp_path: Path):
+    dense = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    cut = apply(dense, plan_from(trace(dense, torch.randn(2, 3)), {"0": range(4)}))
+    cut[2].bias = nn.Parameter(torch.tensor([0.5, -1.0]))
+    loaded = load(save(cut, tmp_path), dense)
+    assert_same(loaded, cut)
+    assert dense[2].bias is None
+    wrong = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 5, bias=False))
+    with pytest.raises(SurgeryError, match=r"2\.bias"):
+        load(tmp_path, wrong)
+
+
 def test_two_rounds_of_pruning_come_back_exactly(cut: SmallNet, folder: Path):
     dense = small_net(seed=9)
     before = state(dense)

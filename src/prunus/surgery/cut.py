@@ -243,11 +243,14 @@ def _distinct(keeps: Mapping[str, Mapping[int, tuple[int, ...]]]) -> Iterable[tu
 
 
 def _planned(model: nn.Module, plan: Plan) -> dict[tuple[str, str], int]:
-    """The plan's attribute changes, checked: each must have the old value, and be changed in one way only."""
+    """The plan's attribute changes, checked: each must have the old value, and be changed in one way only.
+
+    One that is None was left to what it stands for, which is the old value.
+    """
     values: dict[tuple[str, str], int] = {}
     for change in plan.attributes:
         found = attributes.read(_module(model, change), change.name)
-        if found != change.old:
+        if found not in (change.old, None):
             raise SurgeryError(
                 f"{change.module}.{change.name} is {found!r}, but the plan expects {change.old}: "
                 "was the model already cut?"

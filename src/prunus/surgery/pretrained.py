@@ -61,18 +61,23 @@ def construction_of(model: nn.Module) -> Construction | None:
     if not is_pretrained(model):
         return None
     try:
-        return learn(lambda changed: _built(_skeleton(model, changed)), settings_of(model))
+        stated = {f"{CONFIG}.{name}": width for name, width in implicit_widths(model).items()}
+        return learn(lambda changed: _built(_skeleton(model, {**stated, **changed})), settings_of(model))
     except Exception:  # remote code may need more than its config
         return None
 
 
 def settings_of(model: nn.Module) -> dict[str, int]:
-    """The whole numbers of 2 and more in the model's config that may be sizes, by attribute path."""
-    return {
+    """The whole numbers of 2 and more in the model's config that may be sizes, by attribute path.
+
+    A width that is None in the config, and so left to the hidden size, is among them, as what it stands for.
+    """
+    stated = {
         path: value
         for path, value in _numbers(getattr(model, CONFIG), CONFIG, set())
         if value >= 2 and not NO_SIZES.search(re.sub(r"\[\d+\]", "", path))
     }
+    return {**stated, **{f"{CONFIG}.{name}": width for name, width in implicit_widths(model).items()}}
 
 
 def _numbers(config: Any, path: str, done: set[int]) -> Iterator[tuple[str, int]]:
@@ -219,25 +224,25 @@ IMPLICIT = ("n_inner", "ffn_hidden_size", "intermediate_size", "d_inner")
 """Settings that may be None, which then stands for four times the hidden size."""
 
 
+def implicit_widths(model: nn.Module) -> dict[str, int]:
+    """What None stands for in a model's config, where stating it builds the same model; by the settings' names."""
+    config: Any = getattr(model, CONFIG, None)
+    hidden = getattr(config, "hidden_size", None)
+    if not is_pretrained(model) or not isinstance(hidden, int):
+        return {}
+    unset = [name for name in IMPLICIT if name in vars(config) and getattr(config, name) is None]
+    return {name: 4 * hidden for name in unset if not _misfit(_skeleton(model, {f"{CONFIG}.{name}": 4 * hidden}), model)}
+
+
 def state_widths(model: nn.Module) -> tuple[str, ...]:
-    """Write into a model's config what None stands for in it, where that builds the same model; the settings' names.
+    """Write into a model's config what None stands for in it; the settings' names.
 
     The width of a feed-forward layer that the config leaves to the hidden size can be cut only after that.
     """
-    config: Any = getattr(model, CONFIG, None)
-    hidden = getattr(config, "hidden_size", None)
-    stated: list[str] = []
-    if not is_pretrained(model) or not isinstance(hidden, int):
-        return ()
-    for name in IMPLICIT:
-        if name not in vars(config) or getattr(config, name) is not None:
-            continue
-        setattr(config, name, 4 * hidden)
-        if config_misfit(model):
-            setattr(config, name, None)
-        else:
-            stated.append(name)
-    return tuple(stated)
+    widths = implicit_widths(model)
+    for name, width in widths.items():
+        setattr(getattr(model, CONFIG), name, width)
+    return tuple(widths)
 
 
 def _misfit(rebuilt: nn.Module, model: nn.Module) -> str:

@@ -329,8 +329,9 @@ def _masked(model: nn.Module, masks: Mapping[str, str], path: Path) -> nn.Module
 
 def _filled(dense: nn.Module, weights: Mapping[str, Tensor], tied: Mapping[str, str], path: Path) -> nn.Module:
     """A copy of the model with every tensor replaced by the stored one, whose dtype it takes."""
-    named = tensors.named_tensors(dense)
     stored = {**weights, **{name: weights[first] for name, first in tied.items() if first in weights}}
+    dense = _with_biases(dense, stored)
+    named = tensors.named_tensors(dense)
     problems = [
         *(f"the folder has no {name}" for name in named.keys() - stored.keys()),
         *(f"the model has no {name}" for name in stored.keys() - named.keys()),
@@ -348,6 +349,26 @@ def _filled(dense: nn.Module, weights: Mapping[str, Tensor], tied: Mapping[str, 
         )
     by_id = {id(tensor): stored[name] for name, tensor in named.items()}
     return tensors.copy_with(dense, lambda old: _take(old, by_id.get(id(old))))
+
+
+def _with_biases(dense: nn.Module, stored: Mapping[str, Tensor]) -> nn.Module:
+    """The model, or a copy that has the stored biases that it lacks: pruning may have made up for what it removed."""
+    modules = dict(dense.named_modules())
+    new = {
+        name: tensor
+        for name, tensor in stored.items()
+        for module in [modules.get(name.rpartition(".")[0])]
+        if name.rpartition(".")[2] == "bias"
+        and module is not None
+        and module._parameters.get("bias", tensor) is None
+        and tensor.shape == (getattr(module, "out_features", getattr(module, "out_channels", None)),)
+    }
+    if not new:
+        return dense
+    copy = tensors.copy_with(dense, lambda _: None)
+    for name, tensor in new.items():
+        copy.get_submodule(name.rpartition(".")[0]).register_parameter("bias", nn.Parameter(torch.empty_like(tensor)))
+    return copy
 
 
 def _take(old: Tensor, new: Tensor | None) -> Tensor | None:
