@@ -48,10 +48,11 @@ def training(epochs: int) -> TrainingConfig:
 
 @dataclass(frozen=True)
 class Bench:
-    """Data, networks by name, and where they are kept."""
+    """Data, networks by name, and where they are kept. `sentences` of SST-2 are trained on."""
 
     data: Path
     work: Path
+    sentences: int = SENTENCES
 
     @cached_property
     def folder(self) -> str:
@@ -82,7 +83,7 @@ class Bench:
     @cached_property
     def train(self) -> TextSplit:
         """What is trained on."""
-        return self.sst2("train", SENTENCES)
+        return self.sst2("train", self.sentences)
 
     @cached_property
     def test(self) -> TextSplit:

@@ -108,6 +108,30 @@ def magnitude(bench: Bench) -> dict[str, Any]:
     return {**described(bench, "magnitude", finalize(result.model)), "without_training": before["accuracy"]}
 
 
+LONG = 6000
+"""Sentences of the rows that tell movement from magnitude where there is more to train on."""
+
+
+def _long(bench: Bench) -> Bench:
+    return replace(bench, sentences=LONG)
+
+
+def movement_long(bench: Bench) -> dict[str, Any]:
+    """As movement, with three times the sentences."""
+    more = _long(bench)
+    outcome = methods.run("movement_pruning", more.task(more.fresh(), 3, amount=0.85), every=8)
+    return described(bench, "movement_long", outcome.model)
+
+
+def magnitude_long(bench: Bench) -> dict[str, Any]:
+    """As magnitude, with three times the sentences."""
+    more, model = _long(bench), bench.fresh()
+    fit(model, more.train, training(2), progress=False)
+    result = prunus.sparsify(model, sparsity=0.85, layers=["*.layer.*"], inplace=True)
+    fit(result.model, more.train, training(1), progress=False)
+    return described(bench, "magnitude_long", finalize(result.model))
+
+
 def block_movement(bench: Bench) -> dict[str, Any]:
     """Blocks of 32 x 32 in attention, whole neurons in the feed-forward part: 40% left, three epochs."""
     outcome = methods.run("block_movement", bench.task(bench.fresh(), 3, amount=0.6), mode="hybrid", every=4)
@@ -221,6 +245,24 @@ def conll_mask_of_conll(bench: Bench) -> dict[str, Any]:
     return tagged(bench, _found_on(replace(task, train=split)))
 
 
+def _ticket(task: methods.Task) -> Mapping[str, Tensor]:
+    return methods.run("bert_lottery_ticket", task, rounds=5, step=0.1, one_shot=True).masks
+
+
+def conll_ticket_of_sst2(bench: Bench) -> dict[str, Any]:
+    """Half of the weights: the largest after one epoch on as many sentences of SST-2 (a lottery ticket)."""
+    task = replace(bench.task(bench.fresh(), 1), train=bench.sst2("train", NER_TRAIN))
+    return tagged(bench, _ticket(task))
+
+
+def conll_ticket_of_conll(bench: Bench) -> dict[str, Any]:
+    """Half of the weights: the largest after one epoch on the sentences of CoNLL that are trained on."""
+    words, tags = conll(bench, "train", NER_TRAIN)
+    split = encode_words(bench.tokenizer, words, [[TAGS.index(t) for t in row] for row in tags])
+    task = bench.task(bench.fresh("AutoModelForTokenClassification", len(TAGS)), 1)
+    return tagged(bench, _ticket(replace(task, train=split)))
+
+
 def conll_magnitude_mask(bench: Bench) -> dict[str, Any]:
     """Half of the weights of each matrix, by the magnitude of the pretrained ones."""
     result = prunus.sparsify(
@@ -307,6 +349,10 @@ ROWS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "conll_random_mask": conll_random_mask,
     "greedy_layers": greedy_layers,
     "conll_magnitude_mask": conll_magnitude_mask,
+    "conll_ticket_of_sst2": conll_ticket_of_sst2,
+    "conll_ticket_of_conll": conll_ticket_of_conll,
+    "movement_long": movement_long,
+    "magnitude_long": magnitude_long,
 }
 """In the order of what is worth most where time is short; `latency` times what is there before it."""
 
