@@ -1,4 +1,4 @@
-"""Every method of the classic field is listed, works, and can be called by its name."""
+"""Every method of the classic field and of language models is listed, works, and can be called by its name."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ gates_multilevel deformable_soft_mask bi_cnn_pruning coarse_fine multilevel_filt
 sfp asfp srfp asrfp discriminative_layer_pruning
 """.split()
 
+TRANSFORMERS = """
+llm_pruner structured_bert_qa textpruner_vocabulary textpruner_transformer textpruner_pipeline flop speech_hj_pruning
+text_cnn_filter_utility recursive_data_pruning up_vits discriminative_layer_pruning mi_layerwise greedy_layer_pruning
+drop_layers pdp block_movement column_balanced_block reweighted_group_lasso_block blcr movement_pruning
+gender_bias_movement voita_head_gates michel_head_importance lottery_heads minitron shortgpt_block_influence slicegpt
+flap
+""".split()
+LANGUAGE = """
+agp_cubic mmlap olmp narang_gradual block_sparse_rnn tight_compression lamp sw_mbp nmt_magnitude packnet
+iterative_pruned_ensemble bert_lottery_ticket audio_lottery stochastic_cs_pruning wanda sparsegpt obert n_m_sparsity erk
+owl structured_lottery_ticket
+""".split()
+
 CLASSIC = [*SINGLE_WEIGHTS, *FILTER_WEIGHTS, *FILTER_DATA, *OTHER_STRUCTURES]
 
 
@@ -46,13 +59,15 @@ def listed() -> dict[str, dict[str, object]]:
     return {name: entry for entry in entries for name in (entry["id"], *entry["aliases"])}
 
 
-@pytest.mark.parametrize("name", CLASSIC)
+@pytest.mark.parametrize("name", sorted({*CLASSIC, *TRANSFORMERS, *LANGUAGE}))
 def test_it_is_listed_works_and_can_be_called_by_name(listed, name):
     assert listed[name]["status"] == "works"
     card = methods.card_of(name)
     if card.entry == "method":
         assert callable(card.run)
         assert f'"{card.id}"' in card.how
+    elif card.entry in ("sparsify", "language"):  # a pattern, an allocation or a solver of these functions
+        assert card.how.startswith("prunus.sparsify")
     else:  # what prune(criterion=name) and sparsify(criterion=name) look up
         assert f'"{name}"' in card.how or f'"{criterion_of(name).name}"' in card.how
 

@@ -110,7 +110,7 @@ def error_and_cost(
         overhead: time that does not depend on the weights.
 
     Source: the problem of Hong, Yang, Wang, Tang, "Multi-objective Magnitude-Based Pruning for Latency-Aware Deep
-    Neural Network Compression", PPSN 2020. Its evolutionary search is not part of this module.
+    Neural Network Compression", PPSN 2020. Its search is `prunus.methods.mmlap`.
     """
 
     def objectives(limits: Sequence[float]) -> tuple[float, float]:

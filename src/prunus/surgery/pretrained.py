@@ -231,7 +231,9 @@ def implicit_widths(model: nn.Module) -> dict[str, int]:
     if not is_pretrained(model) or not isinstance(hidden, int):
         return {}
     unset = [name for name in IMPLICIT if name in vars(config) and getattr(config, name) is None]
-    return {name: 4 * hidden for name in unset if not _misfit(_skeleton(model, {f"{CONFIG}.{name}": 4 * hidden}), model)}
+    return {
+        name: 4 * hidden for name in unset if not _misfit(_skeleton(model, {f"{CONFIG}.{name}": 4 * hidden}), model)
+    }
 
 
 def state_widths(model: nn.Module) -> tuple[str, ...]:
