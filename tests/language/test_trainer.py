@@ -10,6 +10,7 @@ from torch import nn
 
 from prunus import sparsify
 from prunus.errors import InputError
+from prunus.language import Distilled, TransformerDistillation
 from prunus.language.trainer import ZeroKeeper, trainer_callback
 from prunus.masks import masks_of
 from prunus.schedules import linear
@@ -96,3 +97,37 @@ def test_in_the_trainer(tmp_path):
     for name in names:
         zero = kept.get_parameter(name) == 0
         assert not other.get_parameter(name)[zero].any()
+
+
+def test_a_student_with_its_teacher_in_the_trainer(tmp_path):
+    transformers: Any = pytest.importorskip("transformers", reason="runs its Trainer")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    teacher = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(10.0 if parameter.dim() == 2 else 1.0)  # at first it has nothing to say
+    student = sparsify(teacher, sparsity=0.5, keep=["transformer.wte", "transformer.wpe", "lm_head"]).finalize()
+    both = Distilled(student, teacher, TransformerDistillation(labels=0.0, logits=1.0))
+    ids = torch.stack([Texts()[i]["input_ids"] for i in range(24)])
+
+    def apart() -> float:
+        with torch.no_grad():
+            return float((student.eval()(ids).logits - teacher(ids).logits).square().mean())
+
+    zeros = {name: p == 0 for name, p in student.named_parameters() if p.dim() == 2 and "h.0" in name}
+    before = apart()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=30, per_device_train_batch_size=8, save_strategy="no", report_to=[],
+        use_cpu=True, disable_tqdm=True, learning_rate=5e-3, logging_steps=100,
+        remove_unused_columns=False,
+    )  # fmt: skip
+    transformers.Trainer(model=both, args=arguments, train_dataset=Texts(), callbacks=[trainer_callback()]).train()
+    assert apart() < 0.7 * before
+    assert all(not student.get_parameter(name)[zero].any() for name, zero in zeros.items())
+    assert sum(int(zero.sum()) for zero in zeros.values()) > 0.45 * sum(zero.numel() for zero in zeros.values())
+    student.save_pretrained(tmp_path / "student")
+    opened = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "student").eval()
+    torch.testing.assert_close(opened(ids).logits, student(ids).logits)

@@ -57,7 +57,8 @@ def test_a_reconfigured_residual_network_equals_the_masked_one(digits):
     smaller, plan = reconfigured(given, model, 1e-4)
     assert plan is not None
     assert {cut.group: cut.size - len(cut.keep) for cut in plan.cuts} == {n: int(d.sum()) for n, d in gone.items()}
-    model.train(), smaller.train()  # with the batch's own statistics, so that recalibration plays no part
+    for network in (model, smaller):
+        network.train()  # with the batch's own statistics, so that recalibration plays no part
     x = torch.randn(16, 1, 8, 8)
     torch.testing.assert_close(smaller(x), model(x), atol=1e-5, rtol=1e-4)
 

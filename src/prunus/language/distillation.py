@@ -156,7 +156,8 @@ def _same(what: str, student: Tensor, teacher: Tensor, remedy: str = "both must 
 class Distilled(nn.Module):
     """A student that brings its distillation with it: called with a batch, it returns the loss and its logits.
 
-    It takes the place of the model in a loop; `student` is what is saved afterwards.
+    It takes the place of the model in a loop, or in `transformers.Trainer` with `remove_unused_columns=False`;
+    `student` is what is saved afterwards.
 
     Args:
         student: a Hugging Face model, trained in place.

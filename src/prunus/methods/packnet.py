@@ -67,7 +67,8 @@ class Packed(Outcome):
         _replace(network, self.head, copy.deepcopy(self.heads[task - 1]))
         with torch.no_grad():
             for name, owner in self.owners.items():
-                network.get_parameter(name).masked_fill_((owner == 0) | (owner > task), 0.0)
+                weight = network.get_parameter(name)
+                weight.masked_fill_(((owner == 0) | (owner > task)).to(weight.device), 0.0)
         return network
 
     @property
