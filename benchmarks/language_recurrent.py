@@ -102,8 +102,8 @@ def words(data: Path) -> Iterator[Cell]:
         fit(model, learn, MORE_WORDS, progress=False)
         return {"perplexity": perplexity(model, test), "density": 1.0}
 
-    def once(criterion: str, config: TrainingConfig) -> Row:
-        cut = prunus.sparsify(dense(), sparsity=0.9, criterion=criterion, scope="global")
+    def once(criterion: str, config: TrainingConfig, scope: str = "global") -> Row:
+        cut = prunus.sparsify(dense(), sparsity=0.9, criterion=criterion, scope=scope)
         masks = {name: mask.clone() for name, mask in cut.masks.items()}
         return measured(trained_with(task(cut.model, config), cut.model, masks, config.epochs))
 
@@ -119,6 +119,7 @@ def words(data: Path) -> Iterator[Cell]:
     yield {"name": "dense, trained as much as the pruned ones"}, longer
     yield {"name": "magnitude at once, not trained"}, lambda: once("magnitude", still)
     yield {"name": "magnitude at once"}, lambda: once("magnitude", MORE_WORDS)
+    yield {"name": "magnitude at once, each layer alike"}, lambda: once("magnitude", MORE_WORDS, "layer")
     yield {"name": "random at once"}, lambda: once("random_weight", MORE_WORDS)
     yield {"name": "gradually (agp_cubic)"}, lambda: gradually("global")
     yield {"name": "gradually, each layer alike"}, lambda: gradually("layer")
