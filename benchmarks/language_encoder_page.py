@@ -1,4 +1,4 @@
-"""Write docs/language_encoders.md from results/language_encoder.jsonl.
+"""Write docs/language_encoders.md from results/language_encoder.jsonl and results/language_sentences.jsonl.
 
 PYTHONPATH=src python benchmarks/language_encoder_page.py
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "language_encoder.jsonl"
+SENTENCES = RESULTS.with_name("language_sentences.jsonl")
 PAGE = REPOSITORY / "docs" / "language_encoders.md"
 
 Row = Mapping[str, Any]
@@ -130,10 +131,48 @@ def similarities(rows: Mapping[str, Row]) -> str:
     return "\n\n".join(["## STS-B", about, table(["network", "what it is", "Spearman", "Pearson"], lines)])
 
 
-def page(rows: Mapping[str, Row]) -> str:
+KINDS = {
+    "zeros": "### Zeros, by solver\n\nOf the matrices in the blocks; calibrated on 64 passages of 64 tokens.",
+    "width": "### Heads and neurons\n\nThe share of the blocks' parameters that went.",
+    "depth": "### Whole blocks, of six",
+}
+AMOUNTS = {"zeros": "sparsity", "width": "removed", "depth": "blocks gone"}
+
+
+def everything(rows: Sequence[Row]) -> str:
+    """Every solver and structure on STS-B."""
+    if not rows:
+        return ""
+    dense = next(row for row in rows if row["kind"] == "dense")
+    parts = [
+        "## STS-B: every solver and every structure",
+        f"`benchmarks/language_sentences.py`: Spearman correlation on {dense['cut']['n']} pairs, 95% intervals, after "
+        f"the cut and after the same short recovery: {dense['recovery']}; zeros stay. Dense "
+        f"{interval(dense['cut'], 'spearman', 1.0)}, after the same training "
+        f"{interval(dense['recovered'], 'spearman', 1.0)}.",
+    ]
+    for kind, text in KINDS.items():
+        lines = [
+            [
+                row["method"].replace("l2_norm", "magnitude"),
+                str(row["amount"]) if kind != "width" else f"{row['amount']:.0%}",
+                f"{row['parameters'] / 1e6:.1f}",
+                interval(row["cut"], "spearman", 1.0),
+                interval(row["recovered"], "spearman", 1.0),
+                f"{row['cpu_seconds']:.1f}",
+            ]
+            for row in rows
+            if row["kind"] == kind
+        ]
+        names = ["method", AMOUNTS[kind], "parameters, millions", "cut", "recovered", "CPU s of pruning"]
+        parts += [text, table(names, lines)]
+    return "\n\n".join(parts)
+
+
+def page(rows: Mapping[str, Row], more: Sequence[Row] = ()) -> str:
     """The whole text."""
-    parts = [HEAD.rstrip(), sentiment(rows), entities(rows), similarities(rows)]
-    environment = sorted({row["environment"] for row in rows.values()})
+    parts = [HEAD.rstrip(), sentiment(rows), entities(rows), similarities(rows), everything(more)]
+    environment = sorted({row["environment"] for row in (*rows.values(), *more)})
     parts.append(f"Measured with {'; '.join(environment)}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -147,8 +186,11 @@ def main() -> int:
     if not options.results.is_file():
         print(f"{options.results} does not exist: run benchmarks/language_encoder.py first")
         return 1
-    rows = [json.loads(line) for line in options.results.read_text("utf8").splitlines() if line]
-    options.output.write_text(page({row["row"]: row for row in rows}), "utf8")
+    rows, more = (
+        [json.loads(line) for line in file.read_text("utf8").splitlines() if line] if file.is_file() else []
+        for file in (options.results, SENTENCES)
+    )
+    options.output.write_text(page({row["row"]: row for row in rows}, more), "utf8")
     return 0
 
 

@@ -10,6 +10,7 @@ are kept in the cache folder ($PRUNUS_CACHE). docs/language_recurrent.md is made
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -114,7 +115,13 @@ def words(data: Path) -> Iterator[Cell]:
         config = replace(WORDS, epochs=WORDS.epochs + MORE_WORDS.epochs)
         return measured(methods.run(name, task(fresh(), config), reference=dense(), **options))
 
+    def frequencies() -> Row:
+        counts = torch.bincount(learn.labels.flatten(), minlength=count).double() + 1
+        chances = (counts / counts.sum()).log()[test.labels.flatten()]
+        return {"perplexity": float((-chances.mean()).exp()), "density": 0.0}
+
     still = replace(MORE_WORDS, epochs=0)
+    yield {"name": "the frequency of each word alone"}, frequencies
     yield {"name": "dense"}, lambda: {"perplexity": perplexity(dense(), test), "density": 1.0}
     yield {"name": "dense, trained as much as the pruned ones"}, longer
     yield {"name": "magnitude at once, not trained"}, lambda: once("magnitude", still)
@@ -150,13 +157,14 @@ def captions(data: Path) -> Iterator[Cell]:
         fit(model, pairs.train, MORE_CAPTIONS, progress=False)
         return {"bleu": bleu_of(model, pairs), "density": 1.0}
 
-    def heads(name: str, amount: float) -> Row:
+    def heads(name: str, amount: float, seed: int = 0) -> Row:
         if name == "michel_head_importance":
             model = methods.run(name, task(amount)).model
         else:
             model = prunus.prune(
-                dense(), pairs.train.inputs[:2], ratio=amount, criterion=name, only=("head",), scope="global"
-            ).model
+                dense(), pairs.train.inputs[:2], ratio=amount, criterion=name, only=("head",), scope="global",
+                seed=seed,
+            ).model  # fmt: skip
         return {"bleu": bleu_of(model, pairs), "parameters": sum(p.numel() for p in model.parameters())}
 
     def magnitude(scheme: str, amount: float, retrain: bool) -> Row:
@@ -168,6 +176,11 @@ def captions(data: Path) -> Iterator[Cell]:
     for name in ("michel_head_importance", "l2_norm", "random"):
         for amount in (0.25, 0.5, 0.75):
             yield {"name": name, "heads removed": amount}, lambda name=name, amount=amount: heads(name, amount)
+    for amount, seed in itertools.product((0.25, 0.5, 0.75), (1, 2, 3, 4)):
+        yield (
+            {"name": "random", "heads removed": amount, "seed": seed},
+            lambda amount=amount, seed=seed: heads("random", amount, seed),
+        )
     for retrain, amounts in ((False, (0.4, 0.6, 0.8)), (True, (0.8,))):
         for amount in amounts:
             for scheme in ("blind", "uniform", "distribution"):

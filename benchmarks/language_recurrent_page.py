@@ -45,6 +45,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
+def spread(values: Sequence[float]) -> str:
+    """A value; of several draws the mean with the least and the largest."""
+    if len(values) < 2:
+        return "".join(f"{value:.1f}" for value in values)
+    return f"{mean(values):.1f} ({min(values):.1f} to {max(values):.1f}, {len(values)} draws)"
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
@@ -54,7 +61,10 @@ def words(rows: Sequence[Row]) -> list[str]:
     parts.append(
         table(
             ("network", "density", "test perplexity"),
-            [(r["name"], percent(r["density"]), f"{r['perplexity']:.1f}") for r in rows],
+            [
+                (r["name"], percent(r["density"]) if r["density"] else "", f"{r['perplexity']:.1f}")
+                for r in sorted(rows, key=lambda r: r["perplexity"])
+            ],
         )
     )
     found = {r["name"]: r["perplexity"] for r in rows}
@@ -64,7 +74,9 @@ def words(rows: Sequence[Row]) -> list[str]:
         parts.append(
             f"Pruned gradually the perplexity is {abs(slowly / once - 1):.1%} {better} than pruned at once with the "
             "same training afterwards. Growing thresholds come to a density of their own, which is not the tenth that "
-            "the others have; they train from the beginning, for as many epochs as all others in all."
+            "the others have; they train from the beginning, for as many epochs as all others in all. What guesses "
+            "worse than the frequency of each word alone is sure of wrong words: few large weights are left, and three "
+            "epochs do not make them smaller."
         )
     return parts
 
@@ -77,7 +89,8 @@ def captions(rows: Sequence[Row]) -> list[str]:
     if heads:
         shares = sorted({r["heads removed"] for r in heads})
         names = list(dict.fromkeys(r["name"] for r in heads))
-        value = {(r["name"], r["heads removed"]): f"{r['bleu']:.1f}" for r in heads}
+        value = {(name, share): spread([r["bleu"] for r in heads if (r["name"], r["heads removed"]) == (name, share)])
+                 for name in names for share in shares}  # fmt: skip
         parts.append("Heads, removed from the network without any training after it (BLEU by share of heads removed):")
         parts.append(
             table(
