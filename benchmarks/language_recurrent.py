@@ -116,8 +116,8 @@ def words(data: Path) -> Iterator[Cell]:
         return measured(methods.run(name, task(fresh(), config), reference=dense(), **options))
 
     def frequencies() -> Row:
-        counts = torch.bincount(learn.labels.flatten(), minlength=count).double() + 1
-        chances = (counts / counts.sum()).log()[test.labels.flatten()]
+        counts = torch.bincount(learn.targets.flatten(), minlength=count).double() + 1
+        chances = (counts / counts.sum()).log()[test.targets.flatten()]
         return {"perplexity": float((-chances.mean()).exp()), "density": 0.0}
 
     still = replace(MORE_WORDS, epochs=0)
@@ -202,7 +202,7 @@ def speech(data: Path) -> Iterator[Cell]:
     def accuracy(model: nn.Module) -> float:
         model.eval()
         with torch.no_grad():
-            return float((model(test.inputs).argmax(1) == test.labels).double().mean())
+            return float((model(test.inputs).argmax(1) == test.targets).double().mean())
 
     def run(seed: int) -> Row:
         torch.manual_seed(seed)

@@ -82,9 +82,9 @@ class Sentences:
 
         def loss(output: Any, target: Tensor) -> Tensor:
             mask = torch.ones(output.last_hidden_state.shape[:2], dtype=torch.bool)
-            return (mean_pooled(output.last_hidden_state, mask) - target).square().sum(1).mean()
+            return (mean_pooled(output.last_hidden_state, mask) - wanted[target]).square().sum(1).mean()
 
-        split = TokenSplit(self.equal, wanted)
+        split = TokenSplit(self.equal, torch.arange(len(self.equal)))
         return methods.Task(self.encoder, self.equal[:2], split, training=config, loss=loss, **amount)
 
     def recovered(self, model: nn.Module) -> nn.Module:
