@@ -202,7 +202,7 @@ def speech(data: Path) -> Iterator[Cell]:
     def accuracy(model: nn.Module) -> float:
         model.eval()
         with torch.no_grad():
-            return float((model(test.inputs).argmax(1) == test.targets).double().mean())
+            return float((model(test.inputs).argmax(1) == test.labels).double().mean())
 
     def run(seed: int) -> Row:
         torch.manual_seed(seed)
