@@ -166,6 +166,17 @@ def everything(rows: Sequence[Row]) -> str:
         ]
         names = ["method", AMOUNTS[kind], "parameters, millions", "cut", "recovered", "CPU s of pruning"]
         parts += [text, table(names, lines)]
+    biased = [row for row in rows if row.get("seat") is not None]
+    if biased:
+        lines = [
+            [row["method"].replace("l2_norm", "magnitude"), str(row["amount"] or ""), f"{row['seat']:.2f}",
+             f"{row['cut']['spearman']:.3f}"] for row in biased
+        ]  # fmt: skip
+        parts += [
+            "### Associations with gender\n\nSEAT: mean absolute effect size of six tests, before any recovery. A "
+            "number like this says nothing without that of use beside it: an encoder that computes nothing is fair.",
+            table(["method", "removed", "effect size", "Spearman"], lines),
+        ]
     return "\n\n".join(parts)
 
 

@@ -18,7 +18,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import methods
-from prunus.evaluation.text import mean_pooled
+from prunus.evaluation.text import mean_pooled, seat
 from prunus.language import TokenSplit, encode_texts, sparsify_language
 from prunus.language.trainer import ZeroKeeper
 from prunus.methods.token_models import without_blocks
@@ -143,6 +143,22 @@ def shortened(sentences: Sentences, how: str, count: int) -> nn.Module:
     return methods.run(how, sentences.task(), count=count).model
 
 
+BIAS = frozenset({("dense", 0.0), ("zeros", 0.5), ("zeros", 0.7), ("width", 0.25), ("width", 0.5)})
+"""Rows whose associations with gender are measured too."""
+
+
+def gender(sentences: Sentences, model: nn.Module) -> float | None:
+    """Mean absolute effect size of the six association tests of gender, on mean-pooled vectors."""
+    tests = json.loads((sentences.bench.data / "bias_tests" / "weat_seat.json").read_text("utf8"))
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            split = encode_texts(sentences.bench.tokenizer, list(texts), [0] * len(texts), 32)
+            return torch.cat([_vectors(model, ids, ids != split.pad_id) for ids, _ in split.batches(64)])
+
+    return seat(embed, tests).value
+
+
 Cell = tuple[str, str, float | str, Callable[[Sentences], nn.Module]]
 """(kind, method, how much goes, the pruned network)"""
 
@@ -172,6 +188,7 @@ def measured(sentences: Sentences, cell: Cell) -> Mapping[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()), "block_parameters": _blocks(model),
         "cut": similarity(sentences.bench, model, EVERY),
         "recovered": similarity(sentences.bench, sentences.recovered(model), EVERY),
+        **({"seat": gender(sentences, model)} if (kind, amount) in BIAS else {}),
         "recovery": f"{STEPS} steps of {BATCH} sentences of the training part towards the dense network's vectors, "
         f"AdamW, learning rate {RATE:g} falling to 0",
         "environment": f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s)",
