@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..evaluation.hardware import cpu_name, cpuinfo
 
 PACKAGES = (
     "torch",
@@ -64,27 +63,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
-    if sys.platform == "darwin":
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        if asked.returncode == 0:
-            return asked.stdout.strip()
-    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown processor"
-
-
-def _cpuinfo(field: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
-
-
 def _instructions() -> list[str]:
-    have = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    have = set((cpuinfo("flags") or cpuinfo("Features")).split())
     return [name for name in INSTRUCTIONS if name in have]
 
 

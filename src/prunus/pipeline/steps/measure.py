@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ...evaluation.hardware import cpu_name
 from ...types import Measurement
 from ..budgets import latency
 from ..device_runs import Answer, Question, amount_of_memory, ask, latency_of
-from ..environment import cpu_name
 from ..measuring import accuracy, device_threads, energies, measured, peak_memory, raced
 from ..onnx_files import accuracy_of, export_all
 from ..section import Section
