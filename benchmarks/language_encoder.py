@@ -108,6 +108,14 @@ def magnitude(bench: Bench) -> dict[str, Any]:
     return {**described(bench, "magnitude", finalize(result.model)), "without_training": before["accuracy"]}
 
 
+def random_weights(bench: Bench) -> dict[str, Any]:
+    """As magnitude, with 15% of the block weights at random."""
+    model = bench.kept("dense")
+    result = prunus.sparsify(model, sparsity=0.85, criterion="random_weight", layers=["*.layer.*"], inplace=True)
+    fit(result.model, bench.train, training(1), progress=False)
+    return described(bench, "random_weights", finalize(result.model))
+
+
 LONG = 6000
 """Sentences of the rows that tell movement from magnitude where there is more to train on."""
 
@@ -354,6 +362,7 @@ ROWS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "conll_ticket_of_conll": conll_ticket_of_conll,
     "movement_long": movement_long,
     "magnitude_long": magnitude_long,
+    "random_weights": random_weights,
 }
 """In the order of what is worth most where time is short; `latency` times what is there before it."""
 

@@ -93,5 +93,7 @@ CARD = Card(
     formula="S = -lr sum over steps of dL/dW' W; W' = W top_v(S) or W [sigmoid(S) > tau] + lambda mean sigmoid(S)",
     cost="one fine-tuning with a score for each weight: twice the parameters, a selection in each step",
     departures="scores share the optimiser and the shape of its schedule; masks change after a step, not within it",
+    evidence="MiniLM on SST-2, 15% left: 50.9% of 872 after 560 steps, which is chance, where magnitude leaves 77.5%: "
+    "give it the tens of thousands of steps that it is published with",
     run=movement_pruning,
 )
