@@ -164,5 +164,5 @@ def _video(name: str) -> Built:
     import torchvision  # pyright: ignore[reportMissingImports]
 
     model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
-    frames, size = {"mvit_v2_s": (16, 224), "s3d": (16, 64)}.get(name, (4, 64))
+    frames, size = {"mvit_v2_s": (16, 224), "s3d": (16, 224)}.get(name, (4, 64))
     return model.eval(), torch.randn(2, 3, frames, size, size)

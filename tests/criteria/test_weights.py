@@ -22,6 +22,15 @@ def test_lp_of_a_3_4_filter():
     assert [round(weights.lp_norm(weight, p).item(), 5) for p in (1, 2, math.inf)] == [7, 5, 4]
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (700, 130), (3, 200_000), (1, 4)])
+def test_l2_of_columns_is_that_of_the_copied_rows(shape: tuple[int, int]):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = weight.double().square().sum(0).sqrt()
+    assert weights.l2_norm(weight.t()).dtype == torch.float32
+    torch.testing.assert_close(weights.l2_norm(weight.t()).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights.l2_norm(weight.t().contiguous()).double(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("p", [0, -1, math.nan])
 def test_lp_refuses_an_order_that_is_no_norm(p):
     with pytest.raises(InputError, match="above 0"):

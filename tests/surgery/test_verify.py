@@ -380,3 +380,35 @@ def test_an_axis_of_one_position_that_einsum_multiplies_is_no_difference():
     graph = trace(model, torch.randn(2, 4))
     smaller = apply(model, plan_from(graph, {graph.groups[0].name: [1]}))
     assert smaller.weight.shape == (4, 1, 5)
+
+
+class Detector(nn.Module):
+    """Passes on the places where one channel is positive, as many as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 3, padding=1)
+        self.where, self.what = nn.Conv2d(8, 1, 1), nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x).relu()
+        places = (self.where(features).flatten() > 0).nonzero()[:, 0]
+        return self.what(features.movedim(1, -1).flatten(0, 2)[places])
+
+
+def test_as_many_entries_as_values_say_are_proven_by_the_outputs():
+    x = torch.randn(2, 3, 8, 8)
+    counts = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = Detector().eval()
+        smaller = apply(model, planned(model, x))
+        assert smaller.features.out_channels == 4
+        counts.add(len(smaller(x)) - len(model(x)))
+        masked = masked_copy(model, planned(model, x))
+        torch.testing.assert_close(smaller(x), masked(x))
+    assert counts != {0}  # others than in the dense model
+    plan = planned(model, x)
+    wrong = (replace(c, keep=(0, 1, 2, 4)) if (c.tensor, c.dim) == ("what.0.weight", 1) else c for c in plan.tensors)
+    with pytest.raises(VerificationError, match="differs"):
+        apply(model, replace(plan, tensors=tuple(wrong)))

@@ -58,7 +58,21 @@ def l2_norm(weight: Tensor) -> Tensor:
     >>> l2_norm(torch.tensor([[3.0, 4.0]]))
     tensor([5.])
     """
+    if weight.dim() == 2 and weight.stride(0) == 1 < weight.stride(1):
+        return _norm_of_columns(weight.t())
     return torch.linalg.vector_norm(weight, ord=2, dim=1)
+
+
+IN_CACHE = 2**16
+"""Weights that are squared at once where units are columns."""
+
+
+def _norm_of_columns(rows: Tensor) -> Tensor:
+    """Of a contiguous matrix, some rows at a time: `vector_norm` takes forty times as long there as for rows."""
+    total = rows.new_zeros(rows.shape[1])
+    for some in rows.split(max(1, IN_CACHE // rows.shape[1])):
+        total += some.square().sum(0)
+    return total.sqrt()
 
 
 def lp_norm(weight: Tensor, p: float = 2.0) -> Tensor:

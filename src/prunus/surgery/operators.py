@@ -28,11 +28,21 @@ FOLDED = frozenset(f"aten::{name}" for name in "mm addmm bmm baddbmm add mul sum
 """What a matrix product over more than two dimensions may become; einsum multiplies where an axis has one position."""
 
 
+SELECTING = frozenset(
+    """
+    aten::nonzero aten::nonzero_numpy aten::masked_select aten::_unique2 aten::unique_dim aten::unique_consecutive
+    aten::repeat_interleave torchvision::nms
+    """.split()
+)
+"""Operators that give as many entries as the values in their input say."""
+
+
 def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
     """Trace the cut model and compare the output shapes of every operator with `plan.shapes`.
 
     The two sequences are aligned by module path and operator name, since a model that caches, or a tensor that became
-    contiguous, may add or drop an operator elsewhere.
+    contiguous, may add or drop an operator elsewhere. From the first operator on whose output is as long as its values
+    say, as the boxes of a detector are, other values give other shapes: then the model's outputs have to be compared.
     """
     if not plan.shapes:
         return
@@ -41,9 +51,14 @@ def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
             recorded = record(cut, example_of(plan))
         except TraceError as error:
             raise VerificationError(f"the cut model does not run: {error.__cause__ or error}") from error
-    expected, found = _by_module(plan.shapes), _by_module(recorded)
+    expected, found = (_by_module(_before_selecting(operators)) for operators in (plan.shapes, recorded))
     for module in (*expected, *(m for m in found if m not in expected)):
         _check_module(module, expected.get(module, {}), found.get(module, {}))
+
+
+def _before_selecting(operators: Sequence[OperatorShape]) -> Sequence[OperatorShape]:
+    first = next((i for i, operator in enumerate(operators) if operator.name in SELECTING), len(operators))
+    return operators[:first]
 
 
 _Calls = dict[str, list[tuple[tuple[int, ...], ...]]]
