@@ -162,7 +162,8 @@ def everything(rows: Sequence[Row]) -> str:
         f"`benchmarks/language_sentences.py`: Spearman correlation on {dense['cut']['n']} pairs, 95% intervals, after "
         f"the cut and after the same short recovery: {dense['recovery']}; zeros stay. Dense "
         f"{interval(dense['cut'], 'spearman', 1.0)}, after the same training "
-        f"{interval(dense['recovered'], 'spearman', 1.0)}.",
+        f"{interval(dense['recovered'], 'spearman', 1.0)}. Dropout draws anew in each recovery: how far two rows with "
+        "the same cut differ is its noise.",
     ]
     for kind, text in KINDS.items():
         lines = [
