@@ -385,23 +385,25 @@ def test_an_axis_of_one_position_that_einsum_multiplies_is_no_difference():
 class Detector(nn.Module):
     """Passes on the places where one channel is positive, as many as there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_mask: bool) -> None:
         super().__init__()
+        self.by_mask = by_mask
         self.features = nn.Conv2d(3, 8, 3, padding=1)
         self.where, self.what = nn.Conv2d(8, 1, 1), nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x).relu()
-        places = (self.where(features).flatten() > 0).nonzero()[:, 0]
-        return self.what(features.movedim(1, -1).flatten(0, 2)[places])
+        features, mask = features.movedim(1, -1).flatten(0, 2), self.where(features).flatten() > 0
+        return self.what(features[mask if self.by_mask else mask.nonzero()[:, 0]])
 
 
-def test_as_many_entries_as_values_say_are_proven_by_the_outputs():
+@pytest.mark.parametrize("by_mask", [True, False])
+def test_as_many_entries_as_values_say_are_proven_by_the_outputs(by_mask: bool):
     x = torch.randn(2, 3, 8, 8)
     counts = set()
     for seed in range(4):
         torch.manual_seed(seed)
-        model = Detector().eval()
+        model = Detector(by_mask).eval()
         smaller = apply(model, planned(model, x))
         assert smaller.features.out_channels == 4
         counts.add(len(smaller(x)) - len(model(x)))

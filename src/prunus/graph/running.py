@@ -69,6 +69,15 @@ def has_weights(model: nn.Module) -> bool:
     return all(p.device.type != "meta" for p in model.parameters())
 
 
+BY_MASK = "aten::index (mask)"
+"""The name under which `x[mask]` is recorded, whose output is as long as the mask has ones."""
+
+
+def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
+    kinds = (torch.bool, torch.uint8)
+    return name == "aten::index" and any(isinstance(i, Tensor) and i.dtype in kinds for i in tree_leaves(args[1:]))
+
+
 class ShapeRecorder(TorchDispatchMode):
     """Records only names, modules and output shapes: what a second trace is compared by."""
 
@@ -84,7 +93,7 @@ class ShapeRecorder(TorchDispatchMode):
         name = func._schema.name
         if name not in SKIPPED:
             shapes = tuple(tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor))
-            self.calls.append((name, self.stack.name, shapes))
+            self.calls.append((BY_MASK if _by_mask(name, args) else name, self.stack.name, shapes))
         return out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import TraceError, VerificationError
+from ..graph.running import BY_MASK
 from ..types import OperatorShape, Plan
 from .examples import example_of, untouched_randomness
 
@@ -36,6 +37,8 @@ SELECTING = frozenset(
 )
 """Operators that give as many entries as the values in their input say."""
 
+INDEX = ("aten::index", BY_MASK)
+
 
 def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
     """Trace the cut model and compare the output shapes of every operator with `plan.shapes`.
@@ -51,14 +54,27 @@ def check_shapes(cut: nn.Module, plan: Plan, record: Recorder) -> None:
             recorded = record(cut, example_of(plan))
         except TraceError as error:
             raise VerificationError(f"the cut model does not run: {error.__cause__ or error}") from error
-    expected, found = (_by_module(_before_selecting(operators)) for operators in (plan.shapes, recorded))
+    expected, found = (_by_module(operators) for operators in _comparable(plan.shapes, recorded))
     for module in (*expected, *(m for m in found if m not in expected)):
         _check_module(module, expected.get(module, {}), found.get(module, {}))
 
 
-def _before_selecting(operators: Sequence[OperatorShape]) -> Sequence[OperatorShape]:
-    first = next((i for i, operator in enumerate(operators) if operator.name in SELECTING), len(operators))
-    return operators[:first]
+def _comparable(
+    expected: Sequence[OperatorShape], found: Sequence[OperatorShape]
+) -> tuple[Sequence[OperatorShape], Sequence[OperatorShape]]:
+    """Both up to the first operator that selects by values. Which `x[i]` is by a mask only the second one tells."""
+    indices = [operator.name for operator in found if operator.name in INDEX]
+    first = indices.index(BY_MASK) if BY_MASK in indices else -1
+    return _before_selecting(expected, first), _before_selecting(found, first)
+
+
+def _before_selecting(operators: Sequence[OperatorShape], indices: int) -> Sequence[OperatorShape]:
+    seen = 0
+    for number, operator in enumerate(operators):
+        if operator.name in SELECTING or (operator.name in INDEX and seen == indices):
+            return operators[:number]
+        seen += operator.name in INDEX
+    return operators
 
 
 _Calls = dict[str, list[tuple[tuple[int, ...], ...]]]
