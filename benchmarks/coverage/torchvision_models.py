@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from case import Built, Case
-from torch import Tensor
+from torch import Tensor, nn
 
 CLASSIFICATION: dict[str, int] = {
     "alexnet": 64,
@@ -147,7 +147,23 @@ def _detector(name: str) -> Built:
     import torchvision  # pyright: ignore[reportMissingImports]
 
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, **_small(name))
-    return model.eval(), ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)],)
+    images = [torch.rand(3, 96, 96), torch.rand(3, 96, 96)]
+    if name.startswith("ssdlite"):
+        _settle(model.eval(), images)
+    return model.eval(), (images,)
+
+
+def _settle(model: nn.Module, images: list[Tensor]) -> None:
+    """Give the batch norms the statistics of images: with none the signal dies, and boxes of equal scores are ranked by
+    rounding."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.eval().momentum = momentum
 
 
 def _small(name: str) -> dict[str, Any]:
