@@ -1,6 +1,6 @@
-"""Perplexity of a small trained LLaMA after structural pruning: heads and neurons, the hidden width, whole blocks.
+"""Perplexity of trained decoders after structural pruning: heads and neurons, the hidden width, whole blocks.
 
-    PRUNUS_DATA=... PYTHONPATH=src python benchmarks/language_structured.py
+    PRUNUS_DATA=... PYTHONPATH=src python benchmarks/language_structured.py [stories | wikitext]
     python benchmarks/language_structured.py --docs docs/language_structures.md
 
 Each row: a copy of the dense model cut to a share of its parameters (or by a number of its blocks), measured at once,
@@ -29,12 +29,12 @@ from torch import nn
 import prunus
 from prunus import methods
 from prunus.language import TokenSplit, perplexity
-from prunus.methods.token_models import opens_with, without_blocks
+from prunus.methods.token_models import opens_with, removable, without_blocks
 from prunus.training import TrainingConfig
 
 RESULTS = Path(__file__).resolve().parent / "results" / "language_structured.jsonl"
 AMOUNTS = (0.25, 0.5, 0.1)
-BLOCKS = (1, 2, 3)
+BLOCKS = {"stories": (2, 3, 1), "wikitext": (3, 6, 1)}
 UNITS = ("head", "kv_head", "neuron")
 
 Cut = Callable[[methods.Task, float], tuple[nn.Module, str]]
@@ -66,6 +66,16 @@ def by_method(name: str, **options: Any) -> Cut:
     return cut
 
 
+def by_llm_pruner(order: str) -> Cut:
+    """LLM-Pruner in all blocks, the first and the last included."""
+
+    def cut(task: methods.Task, amount: float) -> tuple[nn.Module, str]:
+        blocks = len(removable(task, "llm_pruner"))
+        return by_method("llm_pruner", order=order, layers=(0, blocks))(task, amount)
+
+    return cut
+
+
 def _with_target(task: methods.Task, amount: float) -> methods.Task:
     return methods.Task(
         task.model, task.example_inputs, task.train, target={"params": 1 - amount}, training=task.training
@@ -76,7 +86,8 @@ def by_slicing(rotation: str) -> Cut:
     """The widest stream whose model has no more than so many parameters."""
 
     def cut(task: methods.Task, amount: float) -> tuple[nn.Module, str]:
-        most, width = (1 - amount) * size(task.model), 64
+        config: Any = task.model.config
+        most, width = (1 - amount) * size(task.model), config.hidden_size
         low, high = 0, width // 2
         found: methods.Outcome | None = None
         while low < high:
@@ -107,8 +118,9 @@ def by_layers(name: str, **options: Any) -> Cut:
 
 def random_layers(task: methods.Task, amount: float) -> tuple[nn.Module, str]:
     """Blocks that chance leaves out."""
-    gone = sorted(random.Random(task.seed).sample(range(5), int(amount)))
-    result = without_blocks(task, [f"model.layers.{i}" for i in gone])
+    names = [block.name for block in removable(task, "random blocks")]
+    gone = sorted(random.Random(task.seed).sample(range(len(names)), int(amount)))
+    result = without_blocks(task, [names[i] for i in gone])
     assert result is not None
     return result.model, f"left out: {gone}; {opens_with(task, result.model)}"
 
@@ -116,8 +128,8 @@ def random_layers(task: methods.Task, amount: float) -> tuple[nn.Module, str]:
 WIDTH: dict[str, Cut] = {
     "random": by_criterion("random"),
     "magnitude": by_criterion("l2_norm"),
-    "llm_pruner element1": by_method("llm_pruner", order="element1", layers=(0, 5)),
-    "llm_pruner mix": by_method("llm_pruner", order="mix", layers=(0, 5)),
+    "llm_pruner element1": by_llm_pruner("element1"),
+    "llm_pruner mix": by_llm_pruner("mix"),
     "flap": by_method("flap"),
     "minitron": by_method("minitron"),
     "slicegpt block": by_slicing("block"),
@@ -190,24 +202,33 @@ def dense_row(case: Case, seed: int) -> dict[str, Any]:
     }
 
 
+IMPOSSIBLE = frozenset({("wikitext", "slicegpt shared")})
+"""One rotation for all blocks needs norms that take no mean."""
+
+
+def of_case(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Those of one model."""
+    return [one for one in rows if one.get("case", "stories") == name]
+
+
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """What was measured already."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def run(data: Path, file: Path, seed: int, most: int | None) -> None:
+def run(name_of_case: str, data: Path, file: Path, seed: int, most: int | None) -> None:
     """Everything that is missing, a line at a time."""
-    case = CASES["stories"](data, seed)
-    done = {(one["kind"], one["method"], one["amount"], one["seed"]) for one in rows_of(file)}
+    case = CASES[name_of_case](data, seed)
+    done = {(one["kind"], one["method"], one["amount"], one["seed"]) for one in of_case(rows_of(file), name_of_case)}
     wanted: list[tuple[str, str, float]] = [("dense", "dense", 0)]
-    for amount, count in zip(AMOUNTS, BLOCKS):
-        wanted += [("width", name, amount) for name in WIDTH]
+    for amount, count in zip(AMOUNTS, BLOCKS[name_of_case]):
+        wanted += [("width", name, amount) for name in WIDTH if (name_of_case, name) not in IMPOSSIBLE]
         wanted += [("depth", name, count) for name in DEPTH]
     file.parent.mkdir(parents=True, exist_ok=True)
     for kind, name, amount in [key for key in wanted if (*key, seed) not in done][:most]:
         found = dense_row(case, seed) if kind == "dense" else row(case, kind, name, amount, seed)
         with file.open("a") as opened:
-            opened.write(json.dumps(found) + "\n")
+            opened.write(json.dumps({"case": name_of_case, **found}) + "\n")
         print(json.dumps(found), flush=True)
 
 
@@ -226,13 +247,13 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         *(f"- Measured on {protocol}." for protocol in dense["protocols"].values()),
         f"- Environment: {dense['environment']}.",
     ]
-    for kind, title in (("width", "Heads, neurons, hidden width"), ("depth", "Whole blocks")):
+    for kind, title in (("width", "Heads, neurons, hidden width"), ("depth", "Whole blocks, their number")):
         head = ["removed", "method", "parameters", *(f"{c}: {when}" for c in corpora for when in ("cut", "recovered"))]
         lines += ["", f"### {title}", "", "| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
         lines.append(_line("", dense, corpora))
         chosen = [one for one in rows if one["kind"] == kind]
         for one in sorted(chosen, key=lambda one: one["amount"]):
-            removed = f"{one['amount']:.0%}" if kind == "width" else f"{one['amount']:.0f} of 5"
+            removed = f"{one['amount']:.0%}" if kind == "width" else f"{one['amount']:.0f}"
             lines.append(_line(removed, one, corpora))
     return "\n".join(lines)
 
@@ -251,12 +272,14 @@ def write_docs(page: Path, file: Path) -> None:
     text = page.read_text("utf8")
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    page.write_text(f"{before}{MARKS[0]}\n\n{tables(rows_of(file))}\n\n{MARKS[1]}{after}", "utf8")
+    found = [tables(rows) for case in CASES if (rows := of_case(rows_of(file), case))]
+    page.write_text("\n\n".join([before + MARKS[0], *found, MARKS[1] + after]), "utf8")
 
 
 def main() -> int:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES, nargs="?", default="stories")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, help="stop after so many new rows")
@@ -266,10 +289,11 @@ def main() -> int:
         write_docs(options.docs, options.output)
         return 0
     data = Path(os.environ.get("PRUNUS_DATA", ""))
-    if not (data / "tinystories_llama_260k").is_dir():
-        print("PRUNUS_DATA names no folder with tinystories_llama_260k: nothing to measure")
+    needed = {"stories": "tinystories_llama_260k", "wikitext": "wikitext2"}[options.case]
+    if not (data / needed).is_dir():
+        print(f"PRUNUS_DATA names no folder with {needed}: nothing to measure")
         return 0
-    run(data, options.output, options.seed, options.rows)
+    run(options.case, data, options.output, options.seed, options.rows)
     return 0
 
 
