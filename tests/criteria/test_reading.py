@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus.criteria.reading import unit_matrix
+from prunus.criteria.reading import all_finite, unit_matrix
 from prunus.errors import ShapeError
 from prunus.types import Concat, Fixed, Place, Product, Units
 
@@ -59,3 +59,20 @@ def test_half_precision_and_integers_are_widened_and_double_is_kept():
 def test_a_tensor_of_another_model_is_named(shape):
     with pytest.raises(ShapeError, match=r"layer\.w.*3 positions"):
         unit_matrix(torch.ones(shape), Place("layer.w", 0, H, "out"), "heads")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
+def test_one_bad_value_anywhere_is_found_and_large_ones_are_none(dtype, bad):
+    largest = torch.finfo(dtype).max
+    values = torch.full((3, 50), largest, dtype=dtype)
+    values[1] = -largest
+    if bad is not None:
+        values[2, 49] = bad
+    assert all_finite(values) == (bad is None)
+
+
+def test_integers_and_what_is_empty_are_finite():
+    assert all_finite(torch.arange(3))
+    assert all_finite(torch.ones(2) > 0)
+    assert all_finite(torch.empty(0, 4))

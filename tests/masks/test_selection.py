@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prunus.errors import InputError
 from prunus.masks import count_of, lowest, lowest_overall
+from prunus.masks.selection import MANY
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.5, 2.0**-100, 2.0**100])
 
@@ -45,6 +46,20 @@ def test_one_ranking_over_layers_equals_a_stable_sort_of_all(layers, entries):
         expected[layer] += 1
     found = lowest_overall([torch.tensor(row) for row, _ in layers], entries, [size for _, size in layers])
     assert found == expected
+
+
+@pytest.mark.parametrize("units", [2, 4, 8, 16, 17])
+@pytest.mark.parametrize("pools", [MANY - 1, MANY + 3])
+def test_short_rows_give_the_same_however_many_there_are(units, pools):
+    generator = torch.Generator().manual_seed(units)
+    scores = torch.randint(0, 4, (pools, units), generator=generator).float()  # full of ties
+    before = torch.rand(pools, units, generator=generator) < 0.2
+    for count in range(units + 1):
+        for first in (None, before):
+            key = scores if first is None else scores - first.float() * 100
+            order = key.argsort(dim=1, stable=True)[:, :count]
+            expected = torch.zeros(pools, units, dtype=torch.bool).scatter_(1, order, True)
+            assert torch.equal(lowest(scores, count, first), expected)
 
 
 def test_half_precision_ties_are_counted_exactly():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
+from ..criteria.reading import all_finite
 from ..errors import InputError, ShapeError
 from ..layerwise import Target, output_error, solver_of
 from ..layerwise.scored import input_scores
@@ -238,7 +239,7 @@ def sites_of(block: nn.Module, target: Target, keep: Sequence[str] = ()) -> tupl
             left.append(Refusal(site.name, "it is parametrised (a mask?): finalize it first", module=site.module))
             continue
         weight = _weight(block, site)
-        if weight.is_meta or not torch.isfinite(weight).all():
+        if weight.is_meta or not all_finite(weight):
             raise InputError(f"{site.name!r} has values that are not finite, or none: load or repair the weights first")
         try:
             target.layout(*site.shape)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BudgetError, InputError
 from ..evaluation.memory import LiveTensors
-from ..layerwise import output_error, solver_of
-from ..statistics.linear_inputs import LinearInputs, Moments
+from ..layerwise import solver_of
+from ..statistics.linear_inputs import LinearInputs
 from .block import BlockOptions
 from .checkpoint import DTYPES, Checkpoint, Entry
+from .cost import Rates, SolverTime, Work, solver_memory
 from .shards import CHUNK
 from .skeleton import Skeleton
 from .stack import BlockCall
@@ -27,9 +26,6 @@ SLACK = 1.15
 
 LIBRARIES = 48 * 2**20
 """Bytes that libraries take for themselves once matrices are multiplied."""
-
-PROBE = 256
-"""Rows and columns of the matrix on which a solver's memory and time are measured."""
 
 DISK_RATE = 300e6
 """Bytes each second that are assumed for reading, writing and checksums."""
@@ -166,12 +162,13 @@ def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = N
         BudgetError: it cannot be done in `max_ram`; says what it takes at the least.
     """
     base = resident() + LIBRARIES
-    memory, per_entry = _solver_costs(need)
+    memory, solving = solver_memory(need.options, need.dtype), SolverTime.measured(need.options, need.dtype)
+    rates = Rates.measured([need.dtype, torch.float32])
     sizes = [batch] if batch is not None else [size for size in (8, 4, 2, 1) if size <= need.shape[0]] or [1]
     plan = None
     for size in sizes:
         try:
-            plan = _plan(need, size, base, memory, per_entry)
+            plan = _plan(need, size, base, (memory, solving, rates))
         except RuntimeError:
             if size == sizes[-1]:
                 raise
@@ -188,7 +185,8 @@ def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = N
     )
 
 
-def _plan(need: Need, batch: int, base: int, solver: float, seconds_per_entry: float) -> StreamPlan:
+def _plan(need: Need, batch: int, base: int, measured: tuple[float, SolverTime, Rates]) -> StreamPlan:
+    solver, solving, rates = measured
     skeleton, stored = need.skeleton, need.checkpoint.entries
     in_block = [stored[name] for name in skeleton.tensors(0).values()]
     parameters = sum(entry.numel for entry in in_block)
@@ -197,20 +195,20 @@ def _plan(need: Need, batch: int, base: int, solver: float, seconds_per_entry: f
     widest = max((max(entry.numel, entry.shape[1] ** 2 if _full(need) else 0) for entry in matrices), default=0)
     samples, length, hidden = need.shape
     activations = samples * length * hidden * need.dtype.itemsize
-    passing, kept = forward_bytes(need, batch)
+    watched, plain = passing(need, batch, watch=True), passing(need, batch, watch=False)
     converted = max((_converting(entry, need.dtype) for entry in in_block), default=0)
-    working = max(kept + solver * widest + parameters, passing, converted)
+    working = max(watched.kept + solver * widest + parameters, watched.peak, converted)
     parts = {
         "process": base,
         "embedding": int(2 * need.embedding * SLACK),
         "block": int((block + working) * SLACK),
     }
     peak = base + max(parts["embedding"], parts["block"], CHUNK)
-    passes = need.extra + (1 if need.options.propagate == "dense" else 2)
-    rate = matmul_rate(need.dtype)
-    compute = 2 * passes * parameters * samples * length / rate
-    longest = max((entry.shape[1] for entry in matrices), default=0)
-    solving = parameters * seconds_per_entry * (max(1.0, longest / PROBE) if _full(need) else 1)
+    once = need.options.propagate == "dense" or solver_of(need.options.method).reads == "nothing"
+    passes = need.extra + (1 if once else 2)
+    batches = -(-samples // batch)
+    compute = batches * (rates.seconds(watched.work) + (passes - 1) * rates.seconds(plain.work))
+    solved = sum(solving(*entry.shape) for entry in matrices)
     traffic = 2 * need.checkpoint.bytes + len(skeleton) * (passes + 2) * activations
     return StreamPlan(
         blocks=len(skeleton),
@@ -224,10 +222,10 @@ def _plan(need: Need, batch: int, base: int, solver: float, seconds_per_entry: f
         parts=parts,
         disk=need.checkpoint.bytes + 2 * activations,
         output=need.checkpoint.bytes,
-        seconds=len(skeleton) * (compute + solving) + traffic / DISK_RATE,
+        seconds=len(skeleton) * (compute + solved) + traffic / DISK_RATE,
         notes=(
-            f"time from {rate / 1e9:.3g} GFLOP/s and the solver's time on a {PROBE} x {PROBE} matrix, both measured "
-            f"now, and an assumed {DISK_RATE / 1e6:.0f} MB/s",
+            f"time from {rates.flops[need.dtype] / 1e9:.3g} GFLOP/s, {rates.moved / 1e9:.3g} GB/s and the solver's "
+            f"time on small matrices, all measured now, and an assumed {DISK_RATE / 1e6:.0f} MB/s of the disk",
         ),
     )
 
@@ -250,59 +248,42 @@ def resident() -> int:
         return 0
 
 
-def forward_bytes(need: Need, batch: int) -> tuple[int, int]:
-    """(most bytes alive while sequences pass a block, bytes of statistics that stay), followed on the meta device."""
+@dataclass(frozen=True)
+class Passing:
+    """A pass of one batch through a block.
+
+    Attributes:
+        peak: most bytes alive.
+        kept: bytes of statistics that stay.
+        work: what is computed.
+    """
+
+    peak: int
+    kept: int
+    work: Work
+
+
+def passing(need: Need, batch: int, *, watch: bool) -> Passing:
+    """What a pass takes, followed on the meta device; with `watch` what the solver reads is collected too."""
     if need.call is None:
-        return 0, 0
+        return Passing(0, 0, Work())
     block = copy.deepcopy(need.skeleton[0]).to("meta").to(need.dtype)
     layers = {name: module for name, module in block.named_modules() if _is_matrix(module)}
     reads = solver_of(need.options.method).reads
     reader = LinearInputs(layers, full=reads == "matrix")
     call = need.call.to("meta")
     hidden = torch.empty(batch, *need.shape[1:], dtype=need.dtype, device="meta")
-    with torch.no_grad(), LiveTensors([hidden]) as live:
-        if reads == "nothing":
+    with torch.no_grad(), LiveTensors([hidden]) as live, Work() as work:
+        if reads == "nothing" or not watch:
             call(block, hidden)
         else:
             with reader.watching():
                 call(block, hidden)
         kept = live.live
         peak = live.peak
-    return peak + 2 * hidden.numel() * hidden.element_size(), kept
+    return Passing(peak + 2 * hidden.numel() * hidden.element_size(), kept, work)
 
 
 def _is_matrix(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
-
-
-def _solver_costs(need: Need) -> tuple[float, float]:
-    """(bytes alive, seconds) for each entry of a matrix."""
-    solver, target = solver_of(need.options.method), need.options.target
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(PROBE, PROBE, generator=generator).to(need.dtype)
-    inputs = torch.randn(2 * PROBE, PROBE, generator=generator)
-    second = inputs.T @ inputs / len(inputs) if solver.reads == "matrix" else None
-    moments: Any = Moments(len(inputs), inputs.mean(0), inputs.square().mean(0), second)
-    given = None if solver.reads == "nothing" else moments
-
-    def solve() -> None:
-        solved = solver.solve(weight, given, target, solver.settings_of(need.options.settings))
-        if given is not None:
-            output_error(weight, solved.weight, given.square if given.second is None else given.second)
-
-    with torch.no_grad():
-        with LiveTensors([weight]) as live:
-            solve()
-        start = time.perf_counter()
-        solve()
-        return live.peak / weight.numel(), (time.perf_counter() - start) / weight.numel()
-
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Floating point operations each second of a product of matrices, measured now."""
-    left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    left @ right
-    start = time.perf_counter()
-    left @ right
-    return 2 * 256 * 1024 * 1024 / max(time.perf_counter() - start, 1e-9)

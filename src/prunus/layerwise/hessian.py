@@ -66,7 +66,7 @@ def output_error(weight: Tensor, new: Tensor, moment: Tensor) -> float:
     change, old = (new - weight).to(moment), weight.to(moment)
 
     def power(rows: Tensor) -> float:
-        return float(((rows @ moment if moment.dim() == 2 else rows * moment) * rows).double().sum())
+        return float((rows.square() @ moment if moment.dim() == 1 else (rows @ moment) * rows).double().sum())
 
     whole = power(old)
     return power(change) / whole if whole > 0 else 0.0

@@ -109,5 +109,6 @@ def pruned_of(scores: Tensor, target: Target, start: int = 0) -> Tensor:
     count = count_of(target.sparsity, units)
     if later - earlier == units:
         count = count_of(target.sparsity, later) - count_of(target.sparsity, earlier)
-    gone = lowest(layout.group(scores).mean(2), count, before)
+    grouped = layout.group(scores)
+    gone = lowest(grouped.squeeze(2) if grouped.shape[2] == 1 else grouped.mean(2), count, before)
     return layout.ungroup(gone)[:, :columns]

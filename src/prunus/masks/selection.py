@@ -10,6 +10,12 @@ from torch import Tensor
 
 from ..errors import InputError
 
+FEW = 16
+"""Units in a row up to which pairs are compared."""
+
+MANY = 4096
+"""Rows from which on that pays."""
+
 
 def count_of(sparsity: float, units: int) -> int:
     """How many of `units` go at a sparsity: the largest number that is not above it.
@@ -47,10 +53,26 @@ def lowest(scores: Tensor, count: int, before: Tensor | None = None) -> Tensor:
         enough = before.sum(1, keepdim=True) >= count
         inf = torch.full_like(keys, math.inf)
         keys = torch.where(enough, torch.where(before, keys, inf), torch.where(before, -inf, keys))
+    if units <= FEW and pools >= MANY:
+        return _lowest_of_few(keys, count)
     threshold = keys.kthvalue(count, dim=1, keepdim=True).values
     below, level = keys < threshold, keys == threshold
     missing = count - below.sum(1, keepdim=True)
+    if torch.equal(level.sum(1, keepdim=True), missing):
+        return below | level  # nothing ties with the threshold, which spares a sum as large as eight times the scores
     return below | (level & (level.cumsum(1) <= missing))
+
+
+def _lowest_of_few(keys: Tensor, count: int) -> Tensor:
+    """`lowest` by comparing all pairs of units: several times faster than an order statistic of each short row."""
+    columns = keys.T.contiguous()
+    before = torch.zeros(columns.shape, dtype=torch.uint8, device=keys.device)
+    for later in range(1, len(columns)):
+        for earlier in range(later):
+            first = columns[earlier] <= columns[later]
+            before[later] += first
+            before[earlier] += ~first
+    return (before < count).T.contiguous()
 
 
 def lowest_overall(scores: Sequence[Tensor], entries: int, sizes: Sequence[int]) -> list[int]:
