@@ -264,11 +264,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def read(folder: Path = RESULTS) -> Measured:
     """The results that there are."""
-    return Measured(_lines(folder / "methods.jsonl"), _lines(folder / "digits_methods.jsonl"))
+    return Measured(
+        _lines(folder / "methods.jsonl", ("kind", "method", "variant", "budget", "seed", "recovered")),
+        _lines(folder / "digits_methods.jsonl", ("method", "seed")),
+    )
 
 
-def _lines(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def _lines(path: Path, key: Sequence[str]) -> list[Row]:
+    """Of a measurement that stands there twice, the last: processes that share the work may both do it."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ())
+    return list({tuple(row[name] for name in key): row for row in rows}.values())
 
 
 def differences(folder: Path, wanted: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def test_the_measured_table_holds_the_method_beside_the_baselines_of_its_kind_an
         "| 50% of the MACs | short | `geometric_median` | 80.00% | 79.00% to 81.00% | 50% | 40% | 0% |",
         "| 50% of the MACs | short | `random` | 60.00% (2 seeds) | 49.00% to 71.00% | 50% | 40% | 0% |",
     ]
+
+
+def test_a_measurement_that_stands_there_twice_is_one_seed(tmp_path):
+    rows = [row("fpgm", 0.7), row("fpgm", 0.8), row("fpgm", 0.6, seed=1)]
+    (tmp_path / "methods.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    text = pages.page(methods()["fpgm"], pages.read(tmp_path))
+    assert "| `fpgm` | 70.00% (2 seeds) | 59.00% to 81.00% |" in text
 
 
 def test_methods_of_weights_are_shown_by_their_zeros_and_variant():
