@@ -192,6 +192,31 @@ def test_admm_finds_the_best_mask_of_a_small_row_and_is_never_far_from_it():
     assert sorted(ratios)[4] < 1.5
 
 
+@pytest.mark.parametrize("pattern", [0.6, "2:4"])
+@pytest.mark.parametrize(("penalty", "exact"), [(1e-7, True), (0.1, False)])
+def test_admm_is_its_updates_written_out_with_an_inverse_in_double_precision(pattern, penalty, exact):
+    x, weight, target = inputs(48, 300).double(), weight_of(20, 48).double(), Target.of(pattern)
+    moment, settings = x.T @ x / len(x), ADMM(iterations=9, look=9, penalty=penalty, refine=0)
+    hessian = damped(moment, settings.damping)
+    scale = hessian.diagonal().rsqrt()
+    hessian, dense = hessian * scale * scale[:, None], weight / scale
+    sparse, dual = dense, torch.zeros_like(dense)
+    for _ in range(settings.iterations):
+        right = dense @ hessian - dual + penalty * sparse
+        full = torch.linalg.solve(hessian + penalty * torch.eye(48, dtype=torch.float64), right.T).T
+        shifted = full + dual / penalty
+        sparse = shifted.masked_fill(pruned_of(shifted.square(), target), 0.0)
+        dual = dual + penalty * (full - sparse)
+    found = admm(weight, moment, target, settings)
+    wanted = sparse * scale
+    if exact:
+        assert torch.equal(found.mask, sparse != 0)
+        assert torch.allclose(found.weight, wanted, rtol=1e-6, atol=1e-9)
+    else:
+        assert int((found.mask != (sparse != 0)).sum()) <= 2  # where two scores are equal but for rounding
+        assert output_error(wanted, found.weight, moment) < 1e-3
+
+
 def _mask(kept: tuple[int, ...], size: int) -> Tensor:
     mask = torch.zeros(1, size, dtype=torch.bool)
     mask[0, list(kept)] = True
