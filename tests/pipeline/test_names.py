@@ -79,11 +79,11 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_was(tmp_path):
     model = nn.Linear(3, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     files = {
-        "missing: bias": stored(tmp_path / "a.safetensors", weight=torch.zeros(2, 3)),
-        "not in the model: more": stored(
+        "lack bias": stored(tmp_path / "a.safetensors", weight=torch.zeros(2, 3)),
+        "hold unknown more": stored(
             tmp_path / "b.safetensors", weight=torch.zeros(2, 3), bias=torch.zeros(2), more=torch.zeros(1)
         ),
-        r"other shape: bias \(3,\) for \(2,\)": stored(
+        r"have wrong shapes: bias \(3,\) instead of \(2,\)": stored(
             tmp_path / "c.safetensors", weight=torch.zeros(2, 3), bias=torch.zeros(3)
         ),
         "NaN or infinite values in bias": stored(
@@ -91,8 +91,8 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_was(tmp_path):
         ),
     }
     cut = tmp_path / "e.safetensors"
-    cut.write_bytes(files["missing: bias"].read_bytes()[:-5])
-    for says, path in {**files, "damaged or cut short": cut}.items():
+    cut.write_bytes(files["lack bias"].read_bytes()[:-5])
+    for says, path in {**files, "no readable safetensors file": cut}.items():
         with pytest.raises(PrunusError, match=says):
             load_weights(model, path)
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())

@@ -111,35 +111,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill the model from a safetensors file; only `num_batches_tracked` counters may be missing.
 
     Raises:
-        StoredFileError: the file is damaged.
-        InputError: names or shapes differ from the model's, or a value is not finite; the model is left as it was.
+        StoredFileError: the file is damaged, names or shapes differ from the model's, or a value is not finite; the
+            model is left as it was.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from ..zoo.pretrained import fill, read_tensors
 
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StoredFileError(
-            f"weights {str(path)!r} cannot be read, the file is damaged or cut short: {error}"
-        ) from None
-    own = model.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{kind}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("not in the model", unexpected), ("other shape", shapes))
-        if names
-    ]
-    if problems:
-        raise InputError(f"weights {str(path)!r} do not fit the model: {'; '.join(problems)}")
-    check_finite(state, f"weights {str(path)!r}")
-    model.load_state_dict(state, strict=False)
+    fill(model, read_tensors(path), f"weights {str(path)!r}")
 
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
