@@ -14,11 +14,14 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "methods.jsonl"
 
+SAMPLE = RESULTS.with_name("methods_sample.jsonl")
+"""Some of the rows, measured a second time by two processes that had two cores for themselves."""
+
 Row = dict[str, Any]
 """One measurement: method, kind ("filter" or "weight"), variant, budget, seed, recovered, accuracy with its 95% Wilson
 interval (low, high) in [0, 1], images; macs and params as shares of the dense network's, sparsity of the weights;
-seconds that choosing and removing took; against: for each baseline the images that only this one and only the baseline
-got right, per seed of the baseline."""
+seconds that choosing and removing took; took: seconds of the whole row, not in old ones; against: for each baseline the
+images that only this one and only the baseline got right, per seed of the baseline."""
 
 Key = tuple[str, str, str, float, int, bool]
 

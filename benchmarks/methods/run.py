@@ -11,6 +11,10 @@ those 80 steps for everything. Accuracy is that of all 10,000 test images, compu
 Rows are appended to benchmarks/results/methods.jsonl; what is there is not run again, so that the run can be stopped at
 any time, and several processes can share the work. They come in stages, the most telling first (see `STAGES`), and the
 slowest methods last. `page.py` makes docs/methods_measured.md of them.
+
+What all of it takes, and whether a second time gives the same, is measured on rows drawn at random, by two processes:
+
+    run.py --sample 150 --results benchmarks/results/methods_sample.jsonl --answers runs/methods_sample
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import random
 import sys
 import time
 import traceback
@@ -189,6 +194,9 @@ def main() -> int:
         if fnmatch.fnmatch(job.case.method, options.only) and (options.kind or job.case.kind) == job.case.kind
         and any(STAGES[stage](job) for stage in stages)
     ]  # fmt: skip
+    if options.sample:
+        drawn = set(random.Random(0).sample(range(len(wanted)), min(options.sample, len(wanted))))
+        wanted = [job for number, job in enumerate(wanted) if number in drawn]
     setting, answers = Setting.prepare(options.test_images), Answers(options.answers)
     start = time.monotonic()
     for number, job in enumerate(wanted, 1):
@@ -208,8 +216,8 @@ def _run(job: Job, setting: Setting, answers: Answers, results: Path, where: str
         print(where, *job.key, "FAILED", flush=True)
         traceback.print_exc()
         return
-    append(row, results)
     seconds = time.perf_counter() - start
+    append({**row, "took": round(seconds, 2)}, results)
     print(
         f"{where} {job.key} {row['accuracy']:.4f} macs {row['macs']} zeros {row['sparsity']} {seconds:.1f} s",
         flush=True,
@@ -224,6 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin nothing new after that time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--test-images", type=int, help="fewer test images, for a trial")
+    parser.add_argument("--sample", type=int, help="only so many rows, drawn at random: to see what all would take")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--answers", type=Path, default=Path("runs/methods"), help="folder for the baselines' answers")
     return parser.parse_args()
