@@ -122,7 +122,8 @@ class InputSpec:
     """What the model was traced with: enough to make such inputs again.
 
     `tensors` maps a path ("0", "1.mask") to (shape, dtype name, low, high); the values of integer tensors lay in
-    [low, high]. `layout` is "tensor", "tuple" or "dict".
+    [low, high], and the name of a sparse tensor's dtype is followed by its layout ("float32 sparse_coo"). `layout` is
+    "tensor", "tuple" or "dict".
     """
 
     layout: Literal["tensor", "tuple", "dict"]

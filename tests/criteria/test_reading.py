@@ -76,3 +76,9 @@ def test_integers_and_what_is_empty_are_finite():
     assert all_finite(torch.arange(3))
     assert all_finite(torch.ones(2) > 0)
     assert all_finite(torch.empty(0, 4))
+
+
+def test_a_sparse_tensor_is_looked_at_without_a_dense_copy():
+    good = torch.eye(4).to_sparse()
+    assert all_finite(good)
+    assert all_finite(good.to_sparse_csr())

@@ -151,14 +151,15 @@ class Source:
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity; True for integers and for what is empty.
 
-    The least and the greatest value say so in one pass that makes no copy, as NaN passes through both.
+    One pass that makes no copy: NaN and infinities pass through the least and the greatest value, or, where a kind of
+    tensor has none (sparse, complex, wrapped), through the sum, which may also have overflowed.
     """
-    if tensor.is_complex():
-        return bool(torch.isfinite(tensor).all())
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return True
-    least, greatest = torch.aminmax(tensor.detach())
-    return bool(torch.isfinite(least)) and bool(torch.isfinite(greatest))
+    if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_complex():
+        return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
 
 
 def _check(name: str, tensor: Tensor) -> None:

@@ -51,17 +51,26 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _describe(tensor: Tensor) -> tuple[tuple[int, ...], str, float, float]:
     low, high = (0.0, 0.0)
-    if tensor.numel() and tensor.device.type != "meta" and not tensor.is_complex():
-        low, high = float(tensor.min()), float(tensor.max())
-    return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high
+    name = str(tensor.dtype).removeprefix("torch.")
+    values = tensor
+    if tensor.layout is not torch.strided:
+        name += " " + str(tensor.layout).removeprefix("torch.")
+        values = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).values()
+    if values.numel() and tensor.device.type != "meta" and not tensor.is_complex():
+        low, high = float(values.min()), float(values.max())
+    return tuple(tensor.shape), name, low, high
 
 
 def make(spec: InputSpec, seed: int = 0) -> Any:
     """Random inputs of the described shapes, types and ranges."""
     generator = torch.Generator().manual_seed(seed)
 
-    def one(shape: tuple[int, ...], dtype_name: str, low: float, high: float) -> Tensor:
-        dtype: torch.dtype = getattr(torch, dtype_name)
+    def one(shape: tuple[int, ...], name: str, low: float, high: float) -> Tensor:
+        kind, _, layout = name.partition(" ")
+        made = dense(shape, getattr(torch, kind), low, high)
+        return made.to_sparse(layout=getattr(torch, layout)) if layout else made
+
+    def dense(shape: tuple[int, ...], dtype: torch.dtype, low: float, high: float) -> Tensor:
         if dtype == torch.bool:
             return torch.ones(shape, dtype=dtype)
         if dtype.is_floating_point or dtype.is_complex:
@@ -108,13 +117,24 @@ def batch_size(inputs: Any) -> int:
 
 def copy_of(model: nn.Module, *, meta: bool) -> nn.Module:
     """A throw-away copy in eval mode without gradients; on the meta device it holds no weights at all."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {} if meta else compressed_copies(model)
     if meta:
-        for module in model.modules():
-            tables = (module._parameters, module._buffers, vars(module))
-            for tensor in (t for table in tables for t in table.values() if isinstance(t, Tensor)):
-                if id(tensor) not in memo:
-                    moved = tensor.detach().to("meta")
-                    memo[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+        for tensor in _tensors(model):
+            if id(tensor) not in memo:
+                moved = tensor.detach().to("meta")
+                memo[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
     result = copy.deepcopy(model, memo)
     return result.eval().requires_grad_(False)
+
+
+def compressed_copies(model: nn.Module) -> dict[int, Any]:
+    """By id a copy of each tensor in compressed rows or columns, which Python's deep copy cannot make: for its memo."""
+    plain = (torch.strided, torch.sparse_coo)
+    return {id(tensor): tensor.detach().clone() for tensor in _tensors(model) if tensor.layout not in plain}
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers and tensors that are attributes."""
+    for module in model.modules():
+        for table in (module._parameters, module._buffers, vars(module)):
+            yield from (tensor for tensor in table.values() if isinstance(tensor, Tensor))

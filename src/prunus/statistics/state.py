@@ -40,7 +40,16 @@ def preserved(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+ROWS, COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+PARTS = {torch.sparse_coo: ("_indices", "_values"), torch.sparse_csr: ROWS, torch.sparse_bsr: ROWS}
+PARTS |= {torch.sparse_csc: COLUMNS, torch.sparse_bsc: COLUMNS}
+"""Layout -> the methods that give what a sparse tensor is made of."""
+
+
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.layout in PARTS:
+        names = PARTS[a.layout]
+        return a.shape == b.shape and all(_same(getattr(a, name)(), getattr(b, name)()) for name in names)
     return a.is_meta or (a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all()))
 
 

@@ -22,8 +22,10 @@ def example_of(plan: Plan) -> Any:
 
 def batches(example: Any) -> Iterator[Any]:
     """One sample is enough, when all inputs agree on what a batch is; where that does not run, the whole example."""
-    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in tree_leaves(example) if isinstance(leaf, Tensor)}
-    if len(sizes) == 1 and sizes.pop() > 1:
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
+    whole = any(leaf.layout is not torch.strided for leaf in leaves)  # a sparse matrix has no first samples
+    if len(sizes) == 1 and sizes.pop() > 1 and not whole:
         yield tree_map_only(Tensor, lambda tensor: tensor[:1], example)
     yield example
 

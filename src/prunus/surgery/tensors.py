@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import SurgeryError
 from ..graph.caches import drop_caches
+from ..graph.inputs import compressed_copies
 from ..graph.parametrized import computed_tensors
 from .wrapped import part_of, refusal, values_of, why_whole, wraps_others
 
@@ -164,7 +165,7 @@ def copy_with(model: ModuleT, replacement: Callable[[Tensor], Tensor | None]) ->
     Raises:
         SurgeryError: the model cannot be copied; says what stands in the way.
     """
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = {**compressed_copies(model)}
     tensors = [*named_tensors(model).values()]
     tensors += [v for module in model.modules() for v in module.__dict__.values() if isinstance(v, Tensor)]
     for tensor in tensors:

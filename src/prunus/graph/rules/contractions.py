@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..provenance import FromAxis
@@ -24,8 +25,19 @@ def contract(
     for tensor, inner, outer in ((right, k_dim, n_dim), (left, left.dim() - 1, left.dim() - 2)):
         recorder.role(tensor, inner, "in")
         recorder.role(tensor, outer, "out")
-    recorder.multiply_add(1, (*a[:-1], a[-1], b[n_dim]))
+    sparse = next((tensor for tensor in (left, right) if tensor.layout is not torch.strided), None)
+    if sparse is None:
+        recorder.multiply_add(1, (*a[:-1], a[-1], b[n_dim]))
+    else:
+        _sparse(recorder, sparse, (b[n_dim],) if sparse is left else a[:-1])
     recorder.set(out, (*a[:-1], b[n_dim]))
+
+
+def _sparse(recorder: Recorder, sparse: Tensor, others: tuple[int, ...]) -> None:
+    """A matrix that names its entries keeps its shape; each entry is multiplied with a row of the other factor."""
+    for axis in recorder.axes(sparse):
+        recorder.freeze(axis, "rows and columns of a sparse matrix")
+    recorder.multiply_add(sparse._nnz(), others)
 
 
 def mm(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -189,6 +201,8 @@ RULES: dict[str, Rule] = {
     "aten::bmm": bmm,
     "aten::matmul": mm,
     "aten::addmm": addmm,
+    "aten::_sparse_mm": mm,
+    "aten::_sparse_addmm": addmm,
     "aten::baddbmm": addmm,
     "aten::linear": linear,
     "aten::mv": mv,
