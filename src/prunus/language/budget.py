@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,7 +163,7 @@ def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = N
         BudgetError: it cannot be done in `max_ram`; says what it takes at the least.
     """
     base = resident() + LIBRARIES
-    memory, solving = solver_memory(need.options, need.dtype), SolverTime.measured(need.options, need.dtype)
+    memory, solving = solver_memory(need.options, need.dtype), _solver_time(need)
     rates = Rates.measured([need.dtype, torch.float32])
     sizes = [batch] if batch is not None else [size for size in (8, 4, 2, 1) if size <= need.shape[0]] or [1]
     plan = None
@@ -183,6 +184,12 @@ def plan_stream(need: Need, *, batch: int | None = None, max_ram: int | None = N
         f"max_ram={shown(max_ram or 0)}: streaming this checkpoint takes {shown(plan.peak)} with {plan.batch} "
         f"sequence(s) of {plan.length} tokens at a time ({parts}). Give that much, or shorter sequences"
     )
+
+
+def _solver_time(need: Need) -> SolverTime:
+    shapes = [need.checkpoint.entries[name].shape for name in need.skeleton.tensors(0).values()]
+    rows, columns = max((shape for shape in shapes if len(shape) == 2), key=math.prod, default=(1, 1))
+    return SolverTime.measured(need.options, need.dtype, (rows, columns))
 
 
 def _plan(need: Need, batch: int, base: int, measured: tuple[float, SolverTime, Rates]) -> StreamPlan:
@@ -209,6 +216,7 @@ def _plan(need: Need, batch: int, base: int, measured: tuple[float, SolverTime, 
     batches = -(-samples // batch)
     compute = batches * (rates.seconds(watched.work) + (passes - 1) * rates.seconds(plain.work))
     solved = sum(solving(*entry.shape) for entry in matrices)
+    converted_twice = 2 * sum(entry.bytes + entry.numel * need.dtype.itemsize for entry in in_block) / rates.moved
     traffic = 2 * need.checkpoint.bytes + len(skeleton) * (passes + 2) * activations
     return StreamPlan(
         blocks=len(skeleton),
@@ -222,7 +230,7 @@ def _plan(need: Need, batch: int, base: int, measured: tuple[float, SolverTime, 
         parts=parts,
         disk=need.checkpoint.bytes + 2 * activations,
         output=need.checkpoint.bytes,
-        seconds=len(skeleton) * (compute + solved) + traffic / DISK_RATE,
+        seconds=len(skeleton) * (compute + solved + converted_twice) + traffic / DISK_RATE,
         notes=(
             f"time from {rates.flops[need.dtype] / 1e9:.3g} GFLOP/s, {rates.moved / 1e9:.3g} GB/s and the solver's "
             f"time on small matrices, all measured now, and an assumed {DISK_RATE / 1e6:.0f} MB/s of the disk",

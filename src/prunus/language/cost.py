@@ -23,8 +23,9 @@ from .block import BlockOptions
 SMALL, LARGE = (32, 160), (128, 512)
 """Rows and columns of the four matrices on which solvers that read second moments are timed."""
 
-FLAT = (256, 2048)
-"""Rows and columns of the matrix on which all others are timed, larger than what a core keeps beside it."""
+FLAT = (2048, 4096)
+"""Rows and columns at the most of the matrix on which all others are timed: as much memory is asked for anew each time,
+as it is for the matrices of large models."""
 
 SQUARE = 256
 """Rows and columns of the matrix on which memory is followed."""
@@ -129,10 +130,11 @@ class SolverTime:
         return shared + rows * (self.entry * columns + self.product * columns**2)
 
     @classmethod
-    def measured(cls, options: BlockOptions, dtype: torch.dtype) -> SolverTime:
-        """Timed on matrices of some sizes, in tenths of a second."""
+    def measured(cls, options: BlockOptions, dtype: torch.dtype, largest: tuple[int, int] = FLAT) -> SolverTime:
+        """Timed on matrices of some sizes, in tenths of a second; `largest` is the shape of the largest to solve."""
         if solver_of(options.method).reads != "matrix":
-            return cls(0.0, 0.0, _timed(_solving(options, *FLAT, dtype)) / (FLAT[0] * FLAT[1]), 0.0)
+            rows, columns = (min(size, most) for size, most in zip(largest, FLAT))
+            return cls(0.0, 0.0, _timed(_solving(options, rows, columns, dtype), 1) / (rows * columns), 0.0)
         few, many = SMALL
         shared, each = [], []
         for columns in LARGE:
