@@ -36,8 +36,8 @@ of the units of each group by the L2 norm, in one call and with nothing said abo
 - A network of the benchmark that is not in the tables, or a tool whose cells are empty, was not run yet.
 - torch-pruning is told the output layers, the outputs and the attention heads, and the attributes that hold sizes of
   heads are set for it afterwards, as its documentation asks; where the result does not run, whole heads are tried
-  instead. It has 40 seconds of CPU time for a network, 15 where its first run had
-  failed (refused means that it took longer), and is only asked for shapes and finite values.
+  instead. It has 40 seconds of CPU time for a network (refused means that it took longer), and is only asked for shapes
+  and finite values.
 """
 
 
