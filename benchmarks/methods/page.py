@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cases import BASELINES, LEFT_OUT, all_cases
+from cases import BASELINES, LEFT_OUT, SLOW, all_cases
 from evidence import RESULTS, SAMPLE, Key, Row, key_of, read
 from setting import BUDGETS
 from verdicts import SLACK, Cell, Column, Name, cells, is_baseline
@@ -108,17 +108,38 @@ def _cost(rows: Sequence[Row], again: Mapping[Key, Row]) -> list[str]:
     pairs = [(row, again[key_of(row)]) for row in rows if key_of(row) in again]
     if len(pairs) < 2:
         return []
-    took = [second["took"] for _, second in pairs]
-    mean, spread = statistics.mean(took), 1.96 * statistics.stdev(took) / len(took) ** 0.5
-    low, middle, high = (len(rows) * seconds / 3600 / 2 for seconds in (mean - spread, mean, mean + spread))
+    own = [second["took"] - sum(_gathered(second).values()) - _pruning(second) for _, second in pairs]
+    mean, spread = statistics.mean(own), 1.96 * statistics.stdev(own) / len(own) ** 0.5
+    gathering = sum(_longest((what, s) for row in rows for what, s in _gathered(row).items()).values())
+    pruning = sum(_longest((key_of(row)[:-1], _pruning(row)) for row in rows).values())
+    once = 2 * gathering + pruning
+    low, middle, high = ((len(rows) * one + once) / 3600 / 2 for one in (mean - spread, mean, mean + spread))
     apart = [abs(first["accuracy"] - second["accuracy"]) for first, second in pairs]
     return [
-        f"All {len(rows):,} rows take {middle:.1f} hours on two cores (95% interval {low:.1f} to {high:.1f}): "
-        f"{len(pairs)} of them, drawn at random, were measured a second time by two processes, {mean:.1f} s each. "
-        f"{apart.count(0.0)} of these came out the same to the last image, the others differ by "
-        f"{100 * max(apart):.2f} points at the most.",
+        f"All {len(rows):,} rows take {middle:.1f} hours on two cores (95% interval {low:.1f} to {high:.1f}). "
+        f"{len(pairs)} of them, drawn at random, were measured a second time by two processes: {mean:.1f} s each, "
+        f"beside {gathering:,.0f} s of statistics, once in each process, and {pruning:,.0f} s of pruning by slow "
+        f"methods, once for rows without and with recovery. {apart.count(0.0)} of the {len(pairs)} came out the same "
+        f"to the last image; the largest difference is {100 * max(apart):.2f} points.",
         "",
     ]
+
+
+def _gathered(row: Row) -> dict[Hashable, float]:
+    """Seconds for statistics, which other rows of the same seed read too."""
+    return {(row["seed"], need): seconds for need, seconds in row["seconds_of_statistics"].items()}
+
+
+def _pruning(row: Row) -> float:
+    """Seconds for a network that serves two rows; 0 where each row prunes for itself."""
+    return row["seconds"] - sum(_gathered(row).values()) if row["method"] in SLOW else 0.0
+
+
+def _longest(measured: Iterable[tuple[Hashable, float]]) -> dict[Hashable, float]:
+    found: dict[Hashable, float] = {}
+    for what, seconds in measured:
+        found[what] = max(seconds, found.get(what, 0.0))
+    return found
 
 
 def _count(cells_: Iterable[Cell], baseline: str, verdict: str) -> int:

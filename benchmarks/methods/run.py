@@ -27,7 +27,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,11 @@ class Job:
     def key(self) -> Key:
         """Of the row that it will be."""
         return self.case.kind, self.case.method, self.case.variant, self.budget, self.seed, self.recovered
+
+    @property
+    def slow(self) -> bool:
+        """Whether pruning takes so long that both rows share it."""
+        return self.case.method in SLOW
 
 
 def _middle(job: Job) -> bool:
@@ -89,7 +94,9 @@ def jobs(cases: list[Case]) -> list[Job]:
 
     def order(job: Job) -> tuple[bool, int, bool]:
         extra = job.case.kind == "filter" and job.case.variant in ("global", "4,096 images")
-        return job.case.method in SLOW, next(i for i, takes in enumerate(stages) if takes(job)), extra
+        # What a slow method pruned serves the row without recovery and that with it, one after the other.
+        first = replace(job, recovered=False) if job.slow and not job.case.trains else job
+        return job.slow, next(i for i, takes in enumerate(stages) if takes(first)), extra
 
     return sorted(found, key=order)
 
@@ -99,21 +106,23 @@ class Answers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._claimed: set[Path] = set()
 
-    def _file(self, key: Key, suffix: str = ".npy") -> Path:
+    def _file(self, key: tuple[object, ...], suffix: str = ".npy") -> Path:
         return self.folder / ("-".join(str(part) for part in key).replace("/", "_") + suffix)
 
     def claim(self, job: Job) -> bool:
-        """Whether this process may do the job: several can share the work. A claim is void after a quarter of an
-        hour."""
+        """Whether this process may do the job: several can share the work. Both rows of a slow method are claimed at
+        once. A claim is void after a quarter of an hour."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self._file(job.key, ".claimed")
+        file = self._file(job.key[:-1] if job.slow else job.key, ".claimed")
         try:
             file.touch(exist_ok=False)
         except FileExistsError:
-            if time.time() - file.stat().st_mtime < 900:
+            if file not in self._claimed and time.time() - file.stat().st_mtime < 900:
                 return False
             file.touch()
+        self._claimed.add(file)
         return True
 
     def keep(self, job: Job, hits: np.ndarray) -> None:
@@ -165,7 +174,7 @@ def _pruned(job: Job, setting: Setting) -> tuple[nn.Module, float]:
         start = time.perf_counter()
         model = job.case.make(setting, job.budget, job.seed)
         found = model, time.perf_counter() - start
-        if job.case.method not in SLOW:
+        if not job.slow:
             return found
         setting.pruned[key] = found
     model, seconds = setting.pruned[key]
