@@ -92,8 +92,10 @@ def test_the_page_shows_what_was_measured_and_nothing_else(parts):
             row("random", 0.3333),
             row("hrank", 0.4567, against={"random": [[900, 100]]}),
             row("block_dbp", 0.2, macs=0.42, against={"random": [[100, 900]]}),
-        ]
+        ],
+        {},
     )
+    assert "hours on two cores" not in page
     lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| `")}
     assert "45.7 [44.7, 46.7]" in lines["`hrank`"]
     assert "(42% MACs)" in lines["`block_dbp`"]
@@ -101,6 +103,25 @@ def test_the_page_shows_what_was_measured_and_nothing_else(parts):
     assert "better than random: 1: `hrank`" in page
     assert "not clearly different from random: 1: `block_dbp`" in page  # it kept less than the budget
     assert "worse than random: none" in page
+
+
+def test_the_whole_is_said_from_rows_that_were_measured_again(parts):
+    page, key_of = parts["page"], parts["evidence"].key_of
+    need = {"responses": 3000.0}
+    rows = [
+        row("hrank", 0.5, seconds_of_statistics=need, took=9000.0),
+        row("nisp", 0.6, seconds_of_statistics=need, took=11000.0),
+        row("lfpc", 0.7, seconds=40000.0, seconds_of_statistics={}, took=48000.0),
+        row("lfpc", 0.8, seconds=40000.0, seconds_of_statistics={}, took=48000.0, recovered=True),
+    ]
+    again = {key_of(one): {**one, "accuracy": one["accuracy"] + 0.01 * (one["method"] == "nisp")} for one in rows[:3]}
+    said = " ".join(page.page(rows, again).splitlines())
+    # their own seconds are 6000, 8000 and 8000; statistics of one seed are gathered in two processes, lfpc prunes once
+    own, once = (6000 + 8000 + 8000) / 3, 2 * 3000 + 40000
+    assert "All 4 rows take 10.5 hours" in said
+    assert round((4 * own + once) / 7200, 1) == 10.5
+    assert f"{own:.1f} s each, beside 3,000 s of statistics, once in each process, and 40,000 s of pruning" in said
+    assert "2 of the 3 came out the same to the last image; the largest difference is 1.00 points" in said
 
 
 def test_every_case_is_a_method_or_a_criterion_and_none_is_there_twice(parts):
@@ -132,3 +153,16 @@ def test_a_job_is_claimed_by_one_process(parts, tmp_path):
     answers = run.Answers(tmp_path)
     assert answers.claim(job)
     assert not run.Answers(tmp_path).claim(job)
+
+
+def test_both_rows_of_a_slow_method_are_claimed_at_once_and_stand_together(parts, tmp_path):
+    run = parts["run"]
+    jobs = run.jobs(parts["cases"].all_cases())
+    slow = [number for number, job in enumerate(jobs) if job.slow and not job.case.trains]
+    first, second = slow[:2]
+    assert second == first + 1
+    assert jobs[first].key[:-1] == jobs[second].key[:-1]
+    mine, other = run.Answers(tmp_path), run.Answers(tmp_path)
+    assert mine.claim(jobs[first])
+    assert not other.claim(jobs[second])
+    assert mine.claim(jobs[second])
